@@ -149,20 +149,20 @@ class Progress(Message):
     stage: Stage = Stage.STARTING
     detail: str = Field("", max_length=256, description="The stage in words, such as `dataset 3/8 files, 1.2 GiB`.")
     step: int = 0
-    totalSteps: int | None = None
+    total_steps: int | None = None
     epoch: float | None = None
     loss: float | None = None
-    learningRate: float | None = None
-    gradNorm: float | None = None
-    tokensPerSecond: float | None = None
-    etaSeconds: int | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: int | None = None
     metrics: dict[str, float] = Field(default_factory=dict, description="Newest evaluation, such as `eval_loss`.")
     checkpoint: CheckpointRef | None = None
-    trainableParameters: int | None = None
-    totalParameters: int | None = None
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
     warnings: list[str] = Field(default_factory=list, max_length=16)
-    heartbeatAgeSeconds: float = Field(0.0, description="Seconds since the training thread last gave a sign of life.")
-    updatedAt: str = Field("", description="RFC 3339 in UTC.")
+    heartbeat_age_seconds: float = Field(0.0, description="Seconds since the training thread last gave a sign of life.")
+    updated_at: str = Field("", description="RFC 3339 in UTC.")
 
 
 class OutputRef(Message):
@@ -184,9 +184,9 @@ class Result(Message):
     metrics: dict[str, float] = Field(default_factory=dict, description="Metrics of the tuned model.")
     baseline: dict[str, float] = Field(default_factory=dict, description="The same metrics of the base model.")
     checkpoint: CheckpointRef | None = None
-    trainableParameters: int = 0
-    totalParameters: int = 0
-    trainSeconds: float = 0.0
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    train_seconds: float = 0.0
     tokens: int = 0
     samples: list[dict[str, str]] = Field(
         default_factory=list, description="Prompts with `prompt`, `reference`, `before` and `after`."
@@ -223,7 +223,7 @@ CAUSE_OF_EXIT_CODE: dict[int, Cause] = {
 class TerminationMessage(Message):
     """The last word of a pod, as JSON in TERMINATION_LOG; at most MAX_TERMINATION_BYTES long."""
 
-    exitCode: int
+    exit_code: int
     cause: Cause | None = Field(None, description="Absent when the pod ended with OK.")
     message: str = Field("", description="What happened, in one or two sentences that name field, file or line.")
     advice: str = Field("", description="What to do about it.")
