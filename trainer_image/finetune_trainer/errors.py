@@ -61,3 +61,9 @@ class StoppedError(TrainerError):
     """SIGTERM was obeyed and the state is saved: not a failure, but never exit 0."""
 
     exit_code = ExitCode.TEMPFAIL
+
+
+def error_of(exit_code: int, message: str, advice: str = "") -> TrainerError:
+    """The error that stands for an exit code; what is unknown is a TrainerError."""
+    known = {kind.exit_code: kind for kind in TrainerError.__subclasses__()}
+    return known.get(ExitCode(exit_code), TrainerError)(message, advice)

@@ -1,0 +1,100 @@
+"""What the Hugging Face trainers lack: saving only what learns, and handing the folder to the bucket.
+
+Everything else of theirs serves as it is: optimizer, scheduler, scaler, generators, callbacks and the data position are
+written and read by the Trainer itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from finetune_trainer.checkpoints.checkpoints import Checkpoints
+from finetune_trainer.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+WEIGHTS_FILE = "trainable.safetensors"
+ALLOWED_FILES = {WEIGHTS_FILE, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "trainer_state.json"}
+"""Nothing else leaves the pod: above all not training_args.bin, a pickle that may hold tokens."""
+
+
+def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters that learn and the persistent buffers beside them, by their name in the model; not copied.
+
+    Buffers count where a module has parameters of its own that learn: running statistics move with them.
+    """
+    state = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for prefix, module in model.named_modules():
+        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            persistent = set(module.state_dict(keep_vars=True)) - {name for name, _ in module.named_parameters()}
+            own = {name: buffer for name, buffer in module.named_buffers(recurse=False) if name in persistent}
+            state |= {f"{prefix}.{name}" if prefix else name: buffer.detach() for name, buffer in own.items()}
+    return state
+
+
+def load_trainable_state(model: nn.Module, path: Path) -> None:
+    """Copy the tensors of a checkpoint into the model, in place.
+
+    Raises:
+        UsageError: names or shapes differ: the checkpoint belongs to another model or strategy.
+    """
+    current, saved = trainable_state(model), load_file(path)
+    different = sorted(set(current) ^ set(saved)) or sorted(n for n in current if current[n].shape != saved[n].shape)
+    if different:
+        raise UsageError(
+            f"the checkpoint does not fit what the strategy trains: {len(different)} tensors differ, first {different[0]}",
+            "use another output.uri, or the model and strategy that the checkpoint was made with",
+        )
+    with torch.no_grad():
+        for name, tensor in current.items():
+            tensor.copy_(saved[name])
+
+
+class CheckpointingMixin(_Base):
+    """Mix in before a Trainer class; give `checkpoints` after construction."""
+
+    checkpoints: Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what learns, and only that; exports have their own function."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        state = {name: tensor.cpu().contiguous() for name, tensor in trainable_state(model).items()}
+        save_file(state, folder / WEIGHTS_FILE)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.checkpoints.raise_failure()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        shutil.rmtree(folder, ignore_errors=True)
+        crc = torch.serialization.get_crc32_options()
+        # The manifest carries a SHA-256 of every file; torch's own CRC would double the time that training waits.
+        torch.serialization.set_crc32_options(False)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            torch.serialization.set_crc32_options(crc)
+        for path in folder.iterdir():
+            if path.name not in ALLOWED_FILES:
+                path.unlink()
+        self.checkpoints.submit(self.state.global_step, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        target = self.accelerator.unwrap_model(model if model is not None else self.model)
+        load_trainable_state(target, Path(resume_from_checkpoint) / WEIGHTS_FILE)
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        # Resumed from the last step: the library would train one step more before it looks at the count.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**arguments)
