@@ -1,4 +1,4 @@
-"""The contract between operator and trainer: names, paths, ports, exit codes and the messages that cross the pod's border.
+"""The contract between operator and trainer: names, paths, ports, exit codes and what crosses the pod's border.
 
 Both sides import this module and nothing of each other. Whatever is changed here is changed for jobs that are
 running: an operator may meet trainers one release older or newer, so fields are only ever added, with defaults.

@@ -107,7 +107,9 @@ class FineTuneJobStatus(Message):
 
     phase: Phase | None = None
     reason: str | None = Field(None, max_length=1024, description="CamelCase word for machines.")
-    message: str | None = Field(None, max_length=4096, description="The most useful sentence a human could be told now.")
+    message: str | None = Field(
+        None, max_length=4096, description="The most useful sentence a human could be told now."
+    )
     progress: ProgressStatus | None = None
     metrics: dict[str, str] = Field({}, description="Newest evaluation, such as eval_loss; numbers as text.")
     baseline: dict[str, str] = Field({}, description="The same metrics of the model before training.")
@@ -117,9 +119,13 @@ class FineTuneJobStatus(Message):
     attempt: int = Field(0, description="Number of the incarnation of all pods, from 1.")
     incident: Incident | None = None
     active_seconds: int = Field(0, description="Time really running, over suspensions and restarts.")
-    active_since: str | None = Field(None, max_length=32, description="Since when it runs now; adds up into activeSeconds.")
+    active_since: str | None = Field(
+        None, max_length=32, description="Since when it runs now; adds up into activeSeconds."
+    )
     conditions: list[Condition] = Field([], max_length=16)
     start_time: str | None = Field(None, max_length=32)
     completion_time: str | None = Field(None, max_length=32)
     observed_generation: int = 0
-    workload: str | None = Field(None, max_length=253, description="UID of the child Job, so that a lost one is noticed.")
+    workload: str | None = Field(
+        None, max_length=253, description="UID of the child Job, so that a lost one is noticed."
+    )

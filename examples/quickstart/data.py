@@ -9,15 +9,21 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-MODULES = """argparse ast asyncio base64 bisect calendar collections concurrent.futures configparser contextlib copy csv
-dataclasses datetime decimal difflib email.message enum fractions functools glob gzip hashlib heapq hmac html http.client
-inspect io ipaddress itertools json logging lzma math mimetypes operator os os.path pathlib pickle platform pprint queue
-random re sched secrets shelve shlex shutil signal socket sqlite3 ssl statistics string struct subprocess tarfile tempfile
-textwrap threading time timeit tokenize traceback types unittest urllib.parse urllib.request uuid warnings weakref
-xml.etree.ElementTree zipfile zlib""".split()
+MODULES = """
+argparse ast asyncio base64 bisect calendar collections concurrent.futures configparser contextlib copy csv
+dataclasses datetime decimal difflib email.message enum fractions functools glob gzip hashlib heapq hmac html
+http.client inspect io ipaddress itertools json logging lzma math mimetypes operator os os.path pathlib pickle
+platform pprint queue random re sched secrets shelve shlex shutil signal socket sqlite3 ssl statistics string struct
+subprocess tarfile tempfile textwrap threading time timeit tokenize traceback types unittest urllib.parse
+urllib.request uuid warnings weakref xml.etree.ElementTree zipfile zlib
+""".split()
 MIN_LENGTH, MAX_LENGTH = 40, 400
 """Characters of an answer: shorter ones say nothing, longer ones are reference manuals."""
-QUESTIONS = ("What does `{name}` do in Python?", "Explain Python's `{name}` in a few sentences.", "What is `{name}` for?")
+QUESTIONS = (
+    "What does `{name}` do in Python?",
+    "Explain Python's `{name}` in a few sentences.",
+    "What is `{name}` for?",
+)
 
 
 def documented(module_name: str) -> Iterator[tuple[str, str]]:
@@ -27,7 +33,7 @@ def documented(module_name: str) -> Iterator[tuple[str, str]]:
         if name.startswith("_") or not (inspect.isroutine(value) or inspect.isclass(value)):
             continue
         yield f"{module_name}.{name}", inspect.getdoc(value) or ""
-        if inspect.isclass(value) and value.__module__.split(".")[0] == module_name.split(".")[0]:
+        if inspect.isclass(value) and value.__module__.split(".")[0] == module_name.split(".", maxsplit=1)[0]:
             for method, function in sorted(vars(value).items()):
                 if not method.startswith("_") and inspect.isroutine(function):
                     yield f"{module_name}.{name}.{method}", inspect.getdoc(function) or ""

@@ -126,7 +126,8 @@ class Checkpoints:
 
     def _exchange(self, submission: Submission) -> None:
         process = self._process or self._start()
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(submission.model_dump_json(by_alias=True) + "\n")
             process.stdin.flush()

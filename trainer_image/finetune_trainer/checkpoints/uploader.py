@@ -58,7 +58,9 @@ def commit(store: Store, submission: Submission) -> CheckpointRef:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     entries = [FileEntry(name=path.name, size=path.stat().st_size, sha256=catalog.file_sha256(path)) for path in files]
     store.upload({f"{target}/{path.name}": path for path in files})
-    manifest = manifest.model_copy(update={"files": entries, "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")})
+    manifest = manifest.model_copy(
+        update={"files": entries, "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+    )
     store.write_bytes(f"{target}/{MANIFEST_FILE}", manifest.model_dump_json(by_alias=True, indent=1).encode())
     catalog.retain(store, root, submission.keep)
     shutil.rmtree(folder)
