@@ -16,7 +16,7 @@ http.client inspect io ipaddress itertools json logging lzma math mimetypes oper
 platform pprint queue random re sched secrets shelve shlex shutil signal socket sqlite3 ssl statistics string struct
 subprocess tarfile tempfile textwrap threading time timeit tokenize traceback types unittest urllib.parse
 urllib.request uuid warnings weakref xml.etree.ElementTree zipfile zlib
-""".split()
+"""
 MIN_LENGTH, MAX_LENGTH = 40, 400
 """Characters of an answer: shorter ones say nothing, longer ones are reference manuals."""
 QUESTIONS = (
@@ -49,7 +49,7 @@ def answer_of(docstring: str) -> str | None:
 def pairs(seed: int = 0) -> list[dict[str, object]]:
     """All pairs as conversations, each answer once, in a shuffled order that depends on the seed alone."""
     answers: dict[str, str] = {}
-    for module in MODULES:
+    for module in MODULES.split():
         for name, docstring in documented(module):
             answer = answer_of(docstring)
             if answer is not None:

@@ -51,7 +51,7 @@ def load_trainable_state(model: nn.Module, path: Path) -> None:
     different = sorted(set(current) ^ set(saved)) or sorted(n for n in current if current[n].shape != saved[n].shape)
     if different:
         raise UsageError(
-            f"the checkpoint does not fit what the strategy trains: {len(different)} tensors differ: {different[0]}, ...",
+            f"the checkpoint does not fit what is trained: {len(different)} tensors differ ({different[0]}, ...)",
             "use another output.uri, or the model and strategy that the checkpoint was made with",
         )
     with torch.no_grad():
