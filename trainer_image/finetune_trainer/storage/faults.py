@@ -1,0 +1,112 @@
+"""What an error of the SDK means to a user: whose fault it is, in words that name the object and the way out.
+
+Messages are built from codes and names only, never from requests, so no credential can get into one.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from botocore import exceptions as aws
+from urllib3.exceptions import HTTPError
+
+from finetune_trainer.errors import PermissionRefusedError, TrainerError, UnavailableError, UsageError
+from finetune_trainer.storage.errors import ChangedError, MissingError, TransientError
+from finetune_trainer.storage.uris import Location
+
+PERMISSIONS = {
+    "head_object": "s3:GetObject (and s3:ListBucket, without which a missing object reads as forbidden)",
+    "get_object": "s3:GetObject (and s3:ListBucket, without which a missing object reads as forbidden)",
+    "list_objects_v2": "s3:ListBucket",
+    "delete_objects": "s3:DeleteObject",
+    "abort_multipart_upload": "s3:AbortMultipartUpload",
+}
+"""What a policy must allow for an operation; all others write and need s3:PutObject."""
+
+WRONG_KEYS = {
+    "InvalidAccessKeyId": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key",
+    "ExpiredToken": "the session token has expired",
+    "InvalidToken": "the session token is not valid",
+    "TokenRefreshRequired": "the session token has expired",
+}
+TRANSIENT_CODES = {
+    "BadDigest",
+    "IncompleteBody",
+    "InternalError",
+    "OperationAborted",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "XAmzContentSHA256Mismatch",
+}
+MISSING_KEYS = {"NoSuchKey", "NoSuchVersion", "404"}
+
+
+def translate(error: Exception, operation: str, where: Location, endpoint: str) -> Exception:
+    """A TransientError where the next try may work, else the TrainerError to stop with."""
+    if isinstance(error, aws.ClientError):
+        return _refused(error, operation, where, endpoint)
+    if isinstance(error, (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)):
+        return PermissionRefusedError(
+            f"no complete credentials for {operation} on {where}",
+            "name a Secret in storage.s3.secretName or a serviceAccountName with a cloud role",
+        )
+    if isinstance(error, aws.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return UsageError(
+            f"the certificate of {host_of(endpoint)} is not trusted ({operation} on {where})",
+            "put the CA that signed it into the ConfigMap that storage.s3.caBundleConfigMap names",
+        )
+    if isinstance(error, (aws.ParamValidationError, aws.InvalidRegionError)):
+        return UsageError(f"S3 has no such name or region: {operation} on {where}: {error}")
+    if isinstance(error, (aws.HTTPClientError, aws.IncompleteReadError, HTTPError, OSError)):
+        return TransientError(f"{operation} on {where} at {host_of(endpoint)} failed: {type(error).__name__}")
+    return error
+
+
+def _refused(error: aws.ClientError, operation: str, where: Location, endpoint: str) -> Exception:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code == "NoSuchBucket":
+        return MissingError(
+            f"there is no bucket `{where.bucket}` at {host_of(endpoint)}", "create it, or correct the bucket in the URI"
+        )
+    if code in MISSING_KEYS:
+        return MissingError(f"there is no object {where}", "correct the URI, or upload the object")
+    if status == 412:
+        return ChangedError(f"{where} was replaced while it was read", "nobody may write to the inputs of a running job")
+    if code in TRANSIENT_CODES or status >= 500 or status == 429:
+        return TransientError(f"{operation} on {where} was answered {status} {code}")
+    if code == "RequestTimeTooSkewed":
+        return PermissionRefusedError(f"{operation} on {where} refused: the clock of this node is wrong", "set the clock")
+    if status in (401, 403):
+        return _permission(code, operation, where)
+    if status in (301, 307, 400) and "region" in str(error).lower():
+        return UsageError(f"the bucket `{where.bucket}` is in another region ({code})", "set storage.s3.region")
+    message = error.response.get("Error", {}).get("Message", "")
+    return TrainerError(f"{operation} on {where} was answered {status} {code}: {message}")
+
+
+def _permission(code: str, operation: str, where: Location) -> PermissionRefusedError:
+    if code in WRONG_KEYS:
+        return PermissionRefusedError(
+            f"{operation} on {where} was refused: {WRONG_KEYS[code]} ({code})",
+            "correct the keys in the Secret that storage.s3.secretName names",
+        )
+    needed = PERMISSIONS.get(operation, "s3:PutObject")
+    return PermissionRefusedError(
+        f"{operation} on {where} was refused: these credentials may not do it ({code})",
+        f"allow {needed} on bucket `{where.bucket}`, key `{where.key}`",
+    )
+
+
+def host_of(endpoint: str) -> str:
+    """Host and port alone: a URL could carry a password."""
+    parts = urlsplit(endpoint)
+    return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+
+
+def unavailable(error: TransientError) -> UnavailableError:
+    """For one try that has no second."""
+    return UnavailableError(str(error), "check that the endpoint is up and can be reached from the pod")
