@@ -145,9 +145,7 @@ def find_weed() -> str:
     return found
 
 
-def _command(
-    weed: str, data_dir: Path, config: Path, ports: dict[str, int], auto_create_buckets: bool
-) -> list[str]:
+def _command(weed: str, data_dir: Path, config: Path, ports: dict[str, int], auto_create_buckets: bool) -> list[str]:
     http = [f"-{role}.port={ports[role]}" for role in ROLES]
     grpc = [f"-{role}.port.grpc={ports[role + '.grpc']}" for role in ROLES]
     return [

@@ -5,6 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
+from dataclasses import dataclass
+
+from finetune_trainer.storage.s3 import S3
+from finetune_trainer.storage.settings import TransferSettings
 
 Progress = Callable[[int, int, int, int], None]
 """Called with bytes done, bytes in all, files done, files in all; in the thread that asked for the transfer."""
@@ -54,3 +58,12 @@ class Batch:
         if self._progress:
             total_bytes, total_files = self._totals
             self._progress(self._bytes, total_bytes, self._files, total_files)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every task of a transfer with S3 needs."""
+
+    s3: S3
+    settings: TransferSettings
+    batch: Batch

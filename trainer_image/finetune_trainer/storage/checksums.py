@@ -43,10 +43,6 @@ def crc_base64(crc: int) -> str:
     return base64.b64encode(crc.to_bytes(4, "big")).decode("ascii")
 
 
-def crc_from_base64(text: str) -> int:
-    return int.from_bytes(base64.b64decode(text), "big")
-
-
 def combine_crc32(first: int, second: int, second_length: int) -> int:
     """The CRC32 of two blocks in a row from theirs: the first is moved by x^(8 * length) modulo the polynomial."""
     return _multiply(_power_of_x(8 * second_length), first) ^ second

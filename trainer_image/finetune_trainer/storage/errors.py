@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from finetune_api.contract import ExitCode
-
 from finetune_trainer.errors import TrainerError, UnavailableError
 
 
@@ -11,6 +10,10 @@ class MissingError(TrainerError):
     """A bucket, an object or a file is not there. Callers who know which field named it say so in their own error."""
 
     exit_code = ExitCode.USAGE
+
+
+class MissingContainerError(MissingError):
+    """The bucket or the volume itself is not there, so nothing can be said of what is in it."""
 
 
 class ChangedError(UnavailableError):

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from botocore import exceptions as aws
 from urllib3.exceptions import HTTPError
 
-from finetune_trainer.errors import PermissionRefusedError, TrainerError, UnavailableError, UsageError
-from finetune_trainer.storage.errors import ChangedError, MissingError, TransientError
+from finetune_trainer.errors import PermissionRefusedError, TrainerError, UsageError
+from finetune_trainer.storage.errors import ChangedError, MissingContainerError, MissingError, TransientError
 from finetune_trainer.storage.uris import Location
 
 PERMISSIONS = {
@@ -41,6 +41,8 @@ TRANSIENT_CODES = {
     "Throttling",
     "XAmzContentSHA256Mismatch",
 }
+WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+NOBODY_WRITES = "nobody may write to the inputs of a running job; start again to read the new version"
 MISSING_KEYS = {"NoSuchKey", "NoSuchVersion", "404"}
 
 
@@ -66,47 +68,62 @@ def translate(error: Exception, operation: str, where: Location, endpoint: str) 
 
 
 def _refused(error: aws.ClientError, operation: str, where: Location, endpoint: str) -> Exception:
-    code = str(error.response.get("Error", {}).get("Code", ""))
+    """The meaning of an answer of the server that is no success."""
+    described = error.response.get("Error", {})
+    code = str(described.get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return (
+        _missing(code, where, endpoint)
+        or _passing(code, status, f"{operation} on {where} was answered {status} {code}")
+        or _replaced(status, where)
+        or _permission(code, status, operation, where)
+        or _other(code, described.get("Message", ""), f"{operation} on {where} was answered {status} {code}")
+    )
+
+
+def _missing(code: str, where: Location, endpoint: str) -> Exception | None:
     if code == "NoSuchBucket":
-        return MissingError(
+        return MissingContainerError(
             f"there is no bucket `{where.bucket}` at {host_of(endpoint)}", "create it, or correct the bucket in the URI"
         )
     if code in MISSING_KEYS:
         return MissingError(f"there is no object {where}", "correct the URI, or upload the object")
-    if status == 412:
-        return ChangedError(f"{where} was replaced while it was read", "nobody may write to the inputs of a running job")
-    if code in TRANSIENT_CODES or status >= 500 or status == 429:
-        return TransientError(f"{operation} on {where} was answered {status} {code}")
-    if code == "RequestTimeTooSkewed":
-        return PermissionRefusedError(f"{operation} on {where} refused: the clock of this node is wrong", "set the clock")
-    if status in (401, 403):
-        return _permission(code, operation, where)
-    if status in (301, 307, 400) and "region" in str(error).lower():
-        return UsageError(f"the bucket `{where.bucket}` is in another region ({code})", "set storage.s3.region")
-    message = error.response.get("Error", {}).get("Message", "")
-    return TrainerError(f"{operation} on {where} was answered {status} {code}: {message}")
+    return None
 
 
-def _permission(code: str, operation: str, where: Location) -> PermissionRefusedError:
+def _passing(code: str, status: int, message: str) -> Exception | None:
+    return TransientError(message) if code in TRANSIENT_CODES or status >= 500 or status == 429 else None
+
+
+def _replaced(status: int, where: Location) -> Exception | None:
+    return ChangedError(f"{where} was replaced while it was read", NOBODY_WRITES) if status == 412 else None
+
+
+def _permission(code: str, status: int, operation: str, where: Location) -> Exception | None:
     if code in WRONG_KEYS:
         return PermissionRefusedError(
             f"{operation} on {where} was refused: {WRONG_KEYS[code]} ({code})",
             "correct the keys in the Secret that storage.s3.secretName names",
         )
-    needed = PERMISSIONS.get(operation, "s3:PutObject")
+    if code == "RequestTimeTooSkewed":
+        return PermissionRefusedError(
+            f"{operation} on {where} was refused: the clock here is wrong", "set the node's clock"
+        )
+    if status not in (401, 403):
+        return None
     return PermissionRefusedError(
         f"{operation} on {where} was refused: these credentials may not do it ({code})",
-        f"allow {needed} on bucket `{where.bucket}`, key `{where.key}`",
+        f"allow {PERMISSIONS.get(operation, 's3:PutObject')} on bucket `{where.bucket}`, key `{where.key}`",
     )
+
+
+def _other(code: str, message: str, answered: str) -> Exception:
+    if code in WRONG_REGION:
+        return UsageError(f"{answered}: the bucket is in another region", "set storage.s3.region to it")
+    return TrainerError(f"{answered}: {message}")
 
 
 def host_of(endpoint: str) -> str:
     """Host and port alone: a URL could carry a password."""
     parts = urlsplit(endpoint)
     return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
-
-
-def unavailable(error: TransientError) -> UnavailableError:
-    """For one try that has no second."""
-    return UnavailableError(str(error), "check that the endpoint is up and can be reached from the pod")

@@ -17,7 +17,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Cancelled(Exception):
+class CancelledError(Exception):
     """Another part of the same transfer failed for good, or the caller gave up."""
 
 
@@ -39,7 +39,7 @@ class Patience:
 
         Raises:
             UnavailableError: it has gone on for too long.
-            Cancelled: the transfer was given up meanwhile.
+            CancelledError: the transfer was given up meanwhile.
         """
         now = time.monotonic()
         self._failing_since = self._failing_since or now
@@ -53,7 +53,7 @@ class Patience:
         log.warning("%s; trying again", error)
         # Jitter, lest all threads and pods come back at the same moment.
         if self._stop.wait(delay * random.uniform(0.5, 1.0)):
-            raise Cancelled from error
+            raise CancelledError from error
 
 
 def patiently(action: Callable[[], T], settings: TransferSettings, stop: threading.Event) -> T:

@@ -12,9 +12,9 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.storage.checksums import crc_base64, crc_from_base64, crc_hex
+from finetune_trainer.storage.checksums import Kind, crc_base64, expectation
 from finetune_trainer.storage.errors import ChangedError, TransientError
-from finetune_trainer.storage.faults import translate
+from finetune_trainer.storage.faults import NOBODY_WRITES, translate
 from finetune_trainer.storage.settings import S3Settings, TransferSettings
 from finetune_trainer.storage.uris import Location
 
@@ -99,11 +99,9 @@ class S3:
 
     def stat(self, where: Location) -> ObjectInfo:
         answer = self.head(where)
-        crc = answer.get("ChecksumCRC32")
-        whole = bool(crc) and "-" not in crc and answer.get("ChecksumType") != "COMPOSITE"
-        return ObjectInfo(
-            str(where), answer["ContentLength"], answer["ETag"].strip('"'), crc_hex(crc_from_base64(crc)) if whole else None
-        )
+        found = expectation(answer)
+        crc32 = found.value.hex() if found.kind is Kind.CRC32 else None
+        return ObjectInfo(str(where), answer["ContentLength"], answer["ETag"].strip('"'), crc32)
 
     def open(self, where: Location, etag: str, start: int, end: int | None) -> Body:
         """Bytes [start, end) of the object, if it still has this ETag; to its end when `end` is None.
@@ -119,7 +117,7 @@ class S3:
         body = Body(answer, self, where)
         if answer["ETag"].strip('"') != etag:  # a server that does not know If-Match
             body.close()
-            raise ChangedError(f"{where} was replaced while it was read", "nobody may write to the inputs of a running job")
+            raise ChangedError(f"{where} was replaced while it was read", NOBODY_WRITES)
         if ranged and not str(answer.get("ContentRange", "")).startswith(f"bytes {start}-"):
             body.close()
             raise TrainerError(f"the server does not know ranged GETs ({where})", "use an S3-compatible endpoint")

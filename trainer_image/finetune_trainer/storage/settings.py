@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api import contract
-
 from finetune_trainer.errors import UsageError
 
 MIB = 1024 * 1024

@@ -58,7 +58,9 @@ def parse(uri: str) -> Location:
     """
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme not in SCHEMES:
-        raise UsageError(f"`{uri}` is not an address of stored data", "use s3://bucket/key, pvc://claim/path or file:///path")
+        raise UsageError(
+            f"`{uri}` is not an address of stored data", "use s3://bucket/key, pvc://claim/path or file:///path"
+        )
     bucket, _, key = rest.partition("/")
     if scheme == "file" and (bucket or not key):
         raise UsageError(f"`{uri}` has no absolute path", "write file:///path with three slashes")
