@@ -47,14 +47,20 @@ class Hyperparameters(Message):
         le=1000,
         description="Passes over the data; fractions are allowed. maxSteps ends the run earlier.",
     )
-    max_steps: int | None = Field(None, ge=1, le=10_000_000, description="End after so many optimizer steps at the latest.")
+    max_steps: int | None = Field(
+        None, ge=1, le=10_000_000, description="End after so many optimizer steps at the latest."
+    )
     learning_rate: float | None = Field(
         None, gt=0, le=10, description="Peak learning rate; absent: 2e-5 for Full, 2e-4 for LoRA and QLoRA."
     )
-    per_device_batch_size: int = Field(4, ge=1, le=4096, description="Rows (packs, with packing) per device and micro-step.")
+    per_device_batch_size: int = Field(
+        4, ge=1, le=4096, description="Rows (packs, with packing) per device and micro-step."
+    )
     eval_batch_size: int | None = Field(None, ge=1, le=4096, description="Absent: perDeviceBatchSize.")
     gradient_accumulation_steps: int = Field(1, ge=1, le=65536, description="Micro-steps per optimizer step.")
-    max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens per row (per pack); longer rows are cut at the end.")
+    max_length: int = Field(
+        2048, ge=8, le=1_048_576, description="Tokens per row (per pack); longer rows are cut at the end."
+    )
     packing: bool | None = Field(
         None,
         description="Put several short rows into one of maxLength, without attention between them. Absent: true for "
@@ -65,26 +71,39 @@ class Hyperparameters(Message):
         description="adamw8bit holds the moments in 8 bits; pagedAdamw8bit also pages them to host memory (GPU only).",
     )
     scheduler: Scheduler = Field(Scheduler.COSINE, description="Course of the learning rate after the warm-up.")
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0.")
-    warmup_steps: int | None = Field(None, ge=0, le=10_000_000, description="Warm-up as a number of steps; then warmupRatio: 0.")
+    warmup_ratio: float = Field(
+        0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0."
+    )
+    warmup_steps: int | None = Field(
+        None, ge=0, le=10_000_000, description="Warm-up as a number of steps; then warmupRatio: 0."
+    )
     weight_decay: float = Field(0.0, ge=0, le=10, description="Decoupled weight decay; biases and norms are exempt.")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0, le=1)
-    max_grad_norm: float = Field(1.0, ge=0, le=1_000_000, description="Gradients are clipped to this norm; 0: not at all.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, le=1_000_000, description="Gradients are clipped to this norm; 0: not at all."
+    )
     gradient_checkpointing: bool | None = Field(
         None,
         description="Recompute activations in the backward pass: less memory, about a third more time. Absent: true on "
         "GPUs, false on CPUs.",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target probability spread over all tokens.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the target probability spread over all tokens."
+    )
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="Replaces every dropout probability of the model's configuration. Absent: as it is."
+        None,
+        ge=0,
+        lt=1,
+        description="Replaces every dropout probability of the model's configuration. Absent: as it is.",
     )
     neftune_alpha: float | None = Field(
         None, gt=0, le=100, description="Noise on the embeddings while training (Jain et al., 2023); 5 is usual."
     )
-    seed: int = Field(42, ge=0, le=4_294_967_295, description="Seeds the data order, the held-out rows and every generator.")
+    seed: int = Field(
+        42, ge=0, le=4_294_967_295, description="Seeds the data order, the held-out rows and every generator."
+    )
     deterministic: bool = Field(
         False, description="Only deterministic kernels: bit-equal repetition on the same hardware, slower on GPUs."
     )

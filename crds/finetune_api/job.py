@@ -135,7 +135,9 @@ class DatasetSpec(Message):
     )
     format: Annotated[
         DatasetFormat,
-        Field(json_schema_extra=only(["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"], "format")),
+        Field(
+            json_schema_extra=only(["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"], "format")
+        ),
     ] = Field(DatasetFormat.AUTO, description="Shape of a row. auto: found out from the first rows.")
     validation: ValidationData | None = Field(
         None, description="Rows that are not trained on; without them there is no evaluation."
@@ -178,7 +180,9 @@ class LoraOptions(Message):
     """Low-rank adaptation (Hu et al., 2021)."""
 
     rank: int = Field(16, ge=1, le=1024, description="Rank r of the update.")
-    alpha: float = Field(32, gt=0, le=65536, description="The update is scaled by alpha/rank (rsLoRA: alpha/sqrt(rank)).")
+    alpha: float = Field(
+        32, gt=0, le=65536, description="The update is scaled by alpha/rank (rsLoRA: alpha/sqrt(rank))."
+    )
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapter's input.")
     target_modules: list[ModuleName] = Field(
         ["all-linear"],
@@ -192,7 +196,9 @@ class LoraOptions(Message):
     )
     rs_lora: bool = Field(False, description="Rank-stabilised scaling (Kalajdzievski, 2023).", alias="rsLoRA")
     dora: bool = Field(
-        False, description="Weight-decomposed adaptation (Liu et al., 2024): slower, often better at low ranks.", alias="doRA"
+        False,
+        description="Weight-decomposed adaptation (Liu et al., 2024): slower, often better at low ranks.",
+        alias="doRA",
     )
 
 
@@ -284,8 +290,19 @@ class FineTuneJobSpec(Message):
 
     model_config = ruled(
         *immutable(
-            "task", "model", "dataset", "strategy", "hyperparameters", "evaluation", "output", "resources",
-            "distributed", "storage", "scheduling", "tracking", "podTemplate",
+            "task",
+            "model",
+            "dataset",
+            "strategy",
+            "hyperparameters",
+            "evaluation",
+            "output",
+            "resources",
+            "distributed",
+            "storage",
+            "scheduling",
+            "tracking",
+            "podTemplate",
         ),
         cel(
             "has(self.checkpoint) == has(oldSelf.checkpoint) && (!has(self.checkpoint) || "

@@ -18,11 +18,17 @@ class Resources(Message):
     """What each pod gets; one pod is one node's share of the job."""
 
     nodes: int = Field(
-        1, ge=1, le=1024, description="Number of pods.",
+        1,
+        ge=1,
+        le=1024,
+        description="Number of pods.",
         json_schema_extra=rules(cel("self == 1", "more than one node is not supported yet; set resources.nodes to 1")),
     )
     gpus_per_node: int = Field(
-        0, ge=0, le=64, description="GPUs of a pod, one process each; 0: one process on the CPU.",
+        0,
+        ge=0,
+        le=64,
+        description="GPUs of a pod, one process each; 0: one process on the CPU.",
         json_schema_extra=rules(
             cel("self <= 1", "more than one GPU is not supported yet; set resources.gpusPerNode to 0 or 1")
         ),
@@ -34,7 +40,10 @@ class Resources(Message):
     cpu: str = Field("2", pattern=QUANTITY, max_length=32, description="CPU request of a pod.")
     memory: str = Field("8Gi", pattern=QUANTITY, max_length=32, description="Memory request and limit of a pod.")
     scratch: str = Field(
-        "50Gi", pattern=QUANTITY, max_length=32, description="Size limit of the pod's scratch volume: downloads and staging."
+        "50Gi",
+        pattern=QUANTITY,
+        max_length=32,
+        description="Size limit of the pod's scratch volume: downloads and staging.",
     )
     shared_memory: str = Field(
         "auto",
@@ -59,9 +68,7 @@ class Distributed(Message):
     sharding: Annotated[Sharding, Field(json_schema_extra=only(["Auto", "DDP"], "sharding"))] = Field(
         Sharding.AUTO, description="Auto picks from the memory estimate."
     )
-    min_nodes: int | None = Field(
-        None, ge=1, le=1024, json_schema_extra=not_yet("distributed.minNodes", "remove it")
-    )
+    min_nodes: int | None = Field(None, ge=1, le=1024, json_schema_extra=not_yet("distributed.minNodes", "remove it"))
 
 
 class S3Spec(Message):
@@ -97,7 +104,10 @@ class Scheduling(Message):
     """Where the pods may run, and in which order."""
 
     queue: str | None = Field(
-        None, max_length=63, description="Kueue's LocalQueue.", json_schema_extra=not_yet("scheduling.queue", "remove it")
+        None,
+        max_length=63,
+        description="Kueue's LocalQueue.",
+        json_schema_extra=not_yet("scheduling.queue", "remove it"),
     )
     priority_class_name: ObjectName | None = None
     scheduler_name: ObjectName | None = None
@@ -105,7 +115,9 @@ class Scheduling(Message):
     tolerations: list[dict[str, Any]] = Field([], max_length=32, description="As in a pod.")
     affinity: dict[str, Any] | None = Field(None, description="As in a pod.")
     topology_key: str | None = Field(
-        None, max_length=253, description="Keep all pods in one domain of this node label.",
+        None,
+        max_length=253,
+        description="Keep all pods in one domain of this node label.",
         json_schema_extra=not_yet("scheduling.topologyKey", "set scheduling.affinity"),
     )
 
