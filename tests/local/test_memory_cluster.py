@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.support.scripted import Clock
 
 from finetune_operator.cluster.memory import Change, MemoryCluster
 from finetune_operator.cluster.port import (
@@ -20,7 +21,6 @@ from finetune_operator.cluster.port import (
     Object,
 )
 from finetune_operator.cluster.statefile import StateFile
-from tests.support.scripted import Clock
 
 KEY = Key("default", "tune")
 
@@ -230,7 +230,7 @@ async def test_else_the_template_is_immutable(suspend: bool, status: Object | No
     await cluster.create(job(suspend))
     if status:
         cluster.set_status(JOB, KEY, status)
-    with pytest.raises(InvalidError, match="spec.template: Invalid value: field is immutable"):
+    with pytest.raises(InvalidError, match=r"spec\.template: Invalid value: field is immutable"):
         await cluster.patch(JOB, KEY, [patch])
 
 
