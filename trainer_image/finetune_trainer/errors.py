@@ -63,7 +63,18 @@ class StoppedError(TrainerError):
     exit_code = ExitCode.TEMPFAIL
 
 
+_KINDS = (
+    UsageError,
+    DataError,
+    UnavailableError,
+    PermissionRefusedError,
+    OutOfMemoryError,
+    DivergedError,
+    StoppedError,
+)
+
+
 def error_of(exit_code: int, message: str, advice: str = "") -> TrainerError:
     """The error that stands for an exit code; what is unknown is a TrainerError."""
-    known = {kind.exit_code: kind for kind in TrainerError.__subclasses__()}
-    return known.get(ExitCode(exit_code), TrainerError)(message, advice)
+    kind = next((kind for kind in _KINDS if kind.exit_code == exit_code), TrainerError)
+    return kind(message, advice)

@@ -18,7 +18,7 @@ class CorruptCheckpointError(TrainerError):
 
 def complete(store: Store, root: str) -> Iterator[Manifest]:
     """Manifests under root, newest step first; folders without a readable one are passed over."""
-    found = [info.uri for info in _objects(store, root) if info.endswith("/" + MANIFEST_FILE)]
+    found = [uri for uri in _objects(store, root) if uri.endswith("/" + MANIFEST_FILE)]
     for uri in sorted(found, key=lambda uri: step_of(uri) or 0, reverse=True):
         manifest = Manifest.parse(store.read_bytes(uri))
         if manifest is not None and manifest.step == step_of(uri):
@@ -26,7 +26,7 @@ def complete(store: Store, root: str) -> Iterator[Manifest]:
 
 
 def fetch(store: Store, root: str, manifest: Manifest, directory: Path) -> Path:
-    """Download a checkpoint into directory and verify it.
+    """Download a checkpoint into directory and verify it; the folder with its files, which on a volume is its own.
 
     Raises:
         CorruptCheckpointError: a file is missing, shorter, or its checksum differs; nothing is left behind.
@@ -35,15 +35,14 @@ def fetch(store: Store, root: str, manifest: Manifest, directory: Path) -> Path:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     try:
-        for entry in manifest.files:
-            _fetch_file(store, f"{folder}/{entry.name}", directory, entry.sha256)
+        paths = [_fetch_file(store, f"{folder}/{file.name}", directory, file.sha256) for file in manifest.files]
     except CorruptCheckpointError:
         shutil.rmtree(directory)
         raise
-    return directory
+    return paths[0].parent
 
 
-def _fetch_file(store: Store, uri: str, directory: Path, sha256: str) -> None:
+def _fetch_file(store: Store, uri: str, directory: Path, sha256: str) -> Path:
     try:
         (path,) = store.download(uri, directory)
     except MissingError as error:
@@ -51,6 +50,7 @@ def _fetch_file(store: Store, uri: str, directory: Path, sha256: str) -> None:
     found = file_sha256(path)
     if found != sha256:
         raise CorruptCheckpointError(f"{uri} has checksum {found}, its manifest says {sha256}")
+    return path
 
 
 def file_sha256(path: Path) -> str:
@@ -85,7 +85,4 @@ def retain(store: Store, root: str, keep: int) -> None:
 
 
 def _objects(store: Store, prefix: str) -> list[str]:
-    try:
-        return [info.uri for info in store.list(prefix.rstrip("/") + "/")]
-    except MissingError:
-        return []
+    return [info.uri for info in store.list(prefix.rstrip("/") + "/")]

@@ -97,7 +97,9 @@ class Checkpoints:
             keep=self._keep(),
             manifest=self._identity.model_copy(update={"step": step}),
         )
-        self._in_flight = Thread(target=self._exchange, args=(submission,), daemon=True)
+        # Started by this thread, with which it shall die: the kernel's signal goes by thread, not by process.
+        process = self._process or self._start()
+        self._in_flight = Thread(target=self._exchange, args=(process, submission), daemon=True)
         self._in_flight.start()
 
     def wait(self) -> None:
@@ -124,8 +126,7 @@ class Checkpoints:
                 self._process.wait()
                 self._process = None
 
-    def _exchange(self, submission: Submission) -> None:
-        process = self._process or self._start()
+    def _exchange(self, process: subprocess.Popen[str], submission: Submission) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
