@@ -1,0 +1,138 @@
+"""The one way from dataset files to what is trained: read, encoded, checked, held out, packed, and kept for restarts.
+
+Everything is a pure function of the files, the spec, the tokenizer and the seed, in this order and with any number of
+processes: a run that is stopped and goes on elsewhere meets the same rows in the same places.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase
+
+from finetune_api.job import DatasetSpec, TaskType
+from finetune_trainer.data import sources
+from finetune_trainer.data.building import Builder, Progress
+from finetune_trainer.data.fingerprint import fingerprint
+from finetune_trainer.data.packing import COLUMNS
+from finetune_trainer.data.rows import open_rows
+from finetune_trainer.data.samples import Sample
+from finetune_trainer.data.sources import NamedFile
+from finetune_trainer.data.splits import TRAINING, VALIDATION, split
+from finetune_trainer.data.templates import chat_template
+from finetune_trainer.data.workers import usable_cores
+from finetune_trainer.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MAX_PROCESSES = 8
+"""More only wait for the one that reads and writes, and each holds a tokenizer."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training needs of the data.
+
+    Attributes:
+        train, validation: columns input_ids and labels, packed ones seq_lengths too; memory-mapped from scratch.
+        report: counts, warnings and a decoded sample with its mask, as JSON.
+        eos_token_ids: what generation_config.eos_token_id must be, so that generation stops where answers end.
+        samples: held-out prompts with the answers that were expected.
+        packed: whether the rows are packs, for packing.collator and packing.sft_arguments.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    report: dict[str, Any]
+    eos_token_ids: list[int]
+    samples: list[Sample]
+    packed: bool
+
+
+def prepare(
+    files: Sequence[NamedFile],
+    spec: DatasetSpec,
+    task: TaskType,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    seed: int,
+    scratch: Path,
+    validation_files: Sequence[NamedFile] = (),
+    packing: bool = False,
+    samples: int = 3,
+    processes: int | None = None,
+    progress: Progress = lambda part, rows: None,
+) -> Prepared:
+    """Prepare the dataset, or take up what another process on this machine has prepared.
+
+    Args:
+        files: the files of dataset.uri; validation_files those of dataset.validation.uri, if that is set.
+        tokenizer: one without a chat template is given the default one.
+        max_length: tokens; conversations are cut there, texts split.
+        scratch: folder for what is prepared: 8 bytes a token, 16 when packing.
+        processes: that tokenise; where not given as many as there are cores, at most MAX_PROCESSES.
+
+    Raises:
+        DataError: rows that cannot be used (under onInvalidRow Fail), or a dataset without usable rows.
+        UsageError: the tokenizer cannot be used.
+    """
+    if not tokenizer.is_fast:
+        raise UsageError(
+            f"model.uri: {type(tokenizer).__name__} does not tell which characters a token stands for",
+            "add the tokenizer.json of its fast version to the model",
+        )
+    usable, ignored = sources.select(files)
+    others = sources.select(validation_files)[0] if validation_files else []
+    template = chat_template(tokenizer) if task is TaskType.INSTRUCTION else None
+    settings = (len(usable), spec, task, template, max_length, seed, packing, samples)
+    folder = scratch / "prepared" / fingerprint([*usable, *others], tokenizer, *settings)
+    with _locked(folder):
+        if not folder.exists():
+            partial = _emptied(folder.with_suffix(".partial"))
+            workers = processes or min(usable_cores(), MAX_PROCESSES)
+            builder = Builder(spec, task, tokenizer, template, max_length, seed, packing, samples, workers, progress)
+            builder.build(partial, usable, others, ignored)
+            partial.rename(folder)
+    parts = _load(folder, packing)
+    ends = template.turn_ends if template else (tokenizer.eos_token,)
+    return Prepared(
+        train=parts[TRAINING],
+        validation=parts.get(VALIDATION),
+        report=json.loads((folder / "report.json").read_text(encoding="utf-8")),
+        eos_token_ids=[tokenizer.convert_tokens_to_ids(token) for token in ends],
+        samples=[Sample(**sample) for sample in json.loads((folder / "samples.json").read_text(encoding="utf-8"))],
+        packed=packing,
+    )
+
+
+def _load(folder: Path, packing: bool) -> dict[str, Dataset]:
+    if packing:
+        files = {name: folder / f"{name}-packs.arrow" for name in (TRAINING, VALIDATION)}
+        return {name: open_rows(file) for name, file in files.items() if file.exists()}
+    parts = split(folder, json.loads((folder / "held-out.json").read_text()))
+    return {name: part.select_columns(COLUMNS) for name, part in parts.items()}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process of a machine prepares, the others wait for it and then find it done; a dead one holds no lock."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _emptied(folder: Path) -> Path:
+    """What a process left that was killed while it prepared goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
