@@ -1,0 +1,94 @@
+"""Conditions of a job, derived from its phase; lastTransitionTime moves only when a status flips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_api.status import Condition, ConditionType, FineTuneJobStatus, Phase
+from finetune_operator.lifecycle.decision import Situation
+from finetune_operator.observed import condition, current_pods
+
+Value = Literal["True", "False", "Unknown"]
+OF_PHASE = {
+    ConditionType.RUNNING: Phase.RUNNING,
+    ConditionType.SUSPENDED: Phase.SUSPENDED,
+    ConditionType.COMPLETE: Phase.SUCCEEDED,
+    ConditionType.FAILED: Phase.FAILED,
+}
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What every condition carries: the generation it speaks of, and the present as RFC 3339."""
+
+    generation: int
+    time: str
+
+
+def with_conditions(situation: Situation, status: FineTuneJobStatus, valid: bool = True) -> FineTuneJobStatus:
+    """The status with its conditions and the generation that it speaks of."""
+    stamp = Stamp(situation.job.metadata.generation, situation.time)
+    new = [_valid(stamp, status, valid), _scheduled(stamp, situation, status), *_phases(stamp, status)]
+    return _merged(stamp, status, new)
+
+
+def with_invalid(stamp: Stamp, status: FineTuneJobStatus) -> FineTuneJobStatus:
+    """The status with Valid turned false, and nothing else said: all else is unknown."""
+    return _merged(stamp, status, [_valid(stamp, status, False)])
+
+
+def _merged(stamp: Stamp, status: FineTuneJobStatus, new: list[Condition]) -> FineTuneJobStatus:
+    known = {item.type: item for item in status.conditions}
+    merged = {**known, **{item.type: _settled(known.get(item.type), item) for item in new}}
+    return status.model_copy(update={"conditions": list(merged.values()), "observed_generation": stamp.generation})
+
+
+def _settled(old: Condition | None, new: Condition) -> Condition:
+    if old is None or old.status != new.status:
+        return new
+    return new.model_copy(update={"last_transition_time": old.last_transition_time})
+
+
+def _make(stamp: Stamp, kind: ConditionType, value: Value, reason: str | None, message: str = "") -> Condition:
+    return Condition(
+        type=kind,
+        status=value,
+        reason=reason or "Unknown",
+        message=message,
+        last_transition_time=stamp.time,
+        observed_generation=stamp.generation,
+    )
+
+
+def _valid(stamp: Stamp, status: FineTuneJobStatus, valid: bool) -> Condition:
+    if valid:
+        return _make(stamp, ConditionType.VALID, "True", "Accepted")
+    return _make(stamp, ConditionType.VALID, "False", status.reason, status.message or "")
+
+
+def _scheduled(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:
+    pods = current_pods(situation.observed)
+    placed = sum(condition(pod, "PodScheduled") is not None for pod in pods)
+    if placed and placed >= situation.nodes:
+        return _make(stamp, ConditionType.SCHEDULED, "True", "AllPodsScheduled")
+    why = status.message or "" if status.reason in ("Unschedulable", "SchedulingGated") else ""
+    return _make(stamp, ConditionType.SCHEDULED, "False", status.reason if why else str(_word(status)), why)
+
+
+def _phases(stamp: Stamp, status: FineTuneJobStatus) -> list[Condition]:
+    return [
+        _make(stamp, kind, "True", status.reason, _told(kind, status))
+        if status.phase is phase
+        else _make(stamp, kind, "False", _word(status))
+        for kind, phase in OF_PHASE.items()
+    ]
+
+
+def _told(kind: ConditionType, status: FineTuneJobStatus) -> str:
+    """Running's sentence changes with every step: it stands in status.message alone."""
+    return "" if kind is ConditionType.RUNNING else status.message or ""
+
+
+def _word(status: FineTuneJobStatus) -> str | None:
+    return status.phase.value if status.phase else None

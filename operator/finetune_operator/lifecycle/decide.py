@@ -1,0 +1,121 @@
+"""The rules, in the order in which they apply: the first that has something to say decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from finetune_api.contract import Cause
+from finetune_api.job import FineTuneJob
+from finetune_api.status import TERMINAL, FineTuneJobStatus, Phase
+from finetune_operator.failures import Failure, classify
+from finetune_operator.lifecycle.conditions import with_conditions
+from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Create, Decision, Resume, Situation, Suspend
+from finetune_operator.lifecycle.ending import finish
+from finetune_operator.lifecycle.incidents import handle_incident, open_incident
+from finetune_operator.lifecycle.running import follow
+from finetune_operator.lifecycle.text import count
+from finetune_operator.observed import (
+    Observed,
+    current_pods,
+    finished,
+    is_suspended,
+    live_pods,
+    timestamp,
+    uid,
+    workload_attempt,
+)
+from finetune_operator.settings import Settings
+
+Rule = Callable[[Situation], Decision | None]
+
+
+def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settings) -> Decision:
+    """What is true of a job now, and the one thing to do next."""
+    if job.metadata.deletion_timestamp is not None:
+        # Owner references collect the children; the status of what is going away interests nobody.
+        return Decision(job.status)
+    if job.status.phase in TERMINAL:
+        return _stay_ended(job, observed)
+    situation = Situation(job, observed, now, settings, _adopt(job.status, observed, now))
+    decision = next(found for rule in RULES if (found := rule(situation)) is not None)
+    if decision.action is not None:
+        return decision
+    return replace(decision, status=with_conditions(situation, decision.status))
+
+
+def _stay_ended(job: FineTuneJob, observed: Observed) -> Decision:
+    """Terminal means terminal: a Job that somebody resumes after the end is put to sleep again."""
+    workload = observed.workload
+    awake = workload is not None and not is_suspended(workload) and not finished(workload)
+    return Decision(job.status, Suspend() if awake else None)
+
+
+def _adopt(status: FineTuneJobStatus, observed: Observed, now: datetime) -> FineTuneJobStatus:
+    """What the Job itself knows better than the status, since it was changed first: its uid and attempt."""
+    workload = observed.workload
+    if workload is None or (status.attempt > 0 and workload_attempt(workload) <= status.attempt):
+        return status
+    start = status.start_time or timestamp(now)
+    update = {"workload": uid(workload), "attempt": workload_attempt(workload), "start_time": start, "incident": None}
+    return status.model_copy(update=update)
+
+
+def _in_incident(situation: Situation) -> Decision | None:
+    incident = situation.status.incident
+    return handle_incident(situation, incident) if incident is not None else None
+
+
+def _suspended_by_user(situation: Situation) -> Decision | None:
+    if not situation.job.spec.suspend:
+        return None
+    workload, live = situation.observed.workload, live_pods(situation.observed)
+    if workload is not None and not is_suspended(workload):
+        return Decision(situation.status, Suspend())
+    if live:
+        text = f"Suspending: waiting for {count(len(live))} to save and stop"
+        phase = situation.status.phase or Phase.STARTING
+        return Decision(situation.to(phase, "Suspending", text), requeue_after=TEARDOWN_SECONDS)
+    checkpoint = situation.status.checkpoint
+    point = f"the checkpoint of step {checkpoint.step}" if checkpoint else "the newest checkpoint"
+    text = f"Suspended; it goes on from {point} when spec.suspend is false" if situation.status.attempt else "Suspended"
+    return Decision(situation.to(Phase.SUSPENDED, "Suspended", text))
+
+
+def _workload_lost(situation: Situation) -> Decision | None:
+    """Somebody deleted the Job of a running attempt, or deleted and re-created it by hand."""
+    status, workload = situation.status, situation.observed.workload
+    if status.workload is None or status.phase is Phase.SUSPENDED:
+        return None
+    if workload is not None and uid(workload) == status.workload:
+        return None
+    return open_incident(situation, Failure(Cause.DISRUPTION, "The job's Indexed Job was deleted from outside"))
+
+
+def _not_started(situation: Situation) -> Decision | None:
+    """No Job, or one that sleeps: start the next attempt as soon as nothing of an earlier one is alive."""
+    workload, live = situation.observed.workload, live_pods(situation.observed)
+    if workload is not None and not is_suspended(workload):
+        return None
+    if live:
+        text = f"Waiting for {count(len(live))} of an earlier run to stop"
+        return Decision(situation.to(Phase.STARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
+    attempt = situation.status.attempt + 1
+    return Decision(situation.status, Create(attempt) if workload is None else Resume(attempt))
+
+
+def _failing(situation: Situation) -> Decision | None:
+    failure = classify(current_pods(situation.observed))
+    return open_incident(situation, failure) if failure is not None else None
+
+
+RULES: tuple[Rule, ...] = (
+    finish,
+    _in_incident,
+    _suspended_by_user,
+    _workload_lost,
+    _not_started,
+    _failing,
+    follow,
+)

@@ -1,0 +1,102 @@
+"""What goes into a decision and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from finetune_api.job import FineTuneJob
+from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_operator.observed import Observed, parse_time, timestamp
+from finetune_operator.settings import Settings
+
+MAX_MESSAGE = 4096
+"""The schema's bound of status.message."""
+TEARDOWN_SECONDS = 10.0
+"""How soon to look again while pods are stopping; their events usually come first."""
+
+
+@dataclass(frozen=True)
+class Create:
+    """Create what is missing of ConfigMap, Service and Indexed Job, for this attempt."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Suspend:
+    """Set the Indexed Job's suspend to true: the cluster stops its pods."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Number the Indexed Job's next pods with this attempt and set suspend to false, in one patch."""
+
+    attempt: int
+
+
+Action = Create | Suspend | Resume
+
+
+@dataclass(frozen=True)
+class Notice:
+    """An event for people, emitted when the status that it belongs to has been written."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """With an action: do it, then decide anew. Without: write the status, then emit the events."""
+
+    status: FineTuneJobStatus
+    action: Action | None = None
+    events: tuple[Notice, ...] = ()
+    requeue_after: float | None = None
+    """Seconds until the next look, if nothing happens before; None leaves it to watches and resync."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that a rule may look at."""
+
+    job: FineTuneJob
+    observed: Observed
+    now: datetime
+    settings: Settings
+    status: FineTuneJobStatus
+    """The status so far: as it was read, with what the children say about attempts adopted."""
+
+    @property
+    def nodes(self) -> int:
+        return self.job.spec.resources.nodes
+
+    @property
+    def time(self) -> str:
+        return timestamp(self.now)
+
+    def to(self, phase: Phase | None, reason: str, message: str, **changes: Any) -> FineTuneJobStatus:
+        """The status in a phase, with the clock of active time kept; further fields by name."""
+        update = {"phase": phase, "reason": reason, "message": clip(message), **self._active(phase)}
+        if phase is not Phase.RUNNING and self.status.progress is not None:
+            # What stands still has no speed and no end in sight.
+            still = {"eta": None, "eta_seconds": None, "tokens_per_second": None}
+            update["progress"] = self.status.progress.model_copy(update=still)
+        return self.status.model_copy(update={**update, **changes})
+
+    def _active(self, phase: Phase | None) -> dict[str, Any]:
+        since = self.status.active_since
+        if phase is Phase.RUNNING:
+            return {"active_since": since or self.time}
+        if since is None:
+            return {}
+        passed = max(0, int((self.now - parse_time(since)).total_seconds()))
+        return {"active_since": None, "active_seconds": self.status.active_seconds + passed}
+
+
+def clip(text: str) -> str:
+    """Cut to what the schema takes."""
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"

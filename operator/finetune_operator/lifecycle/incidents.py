@@ -1,0 +1,97 @@
+"""Incidents: counted once in status, then torn down, then restarted within the budget or failed.
+
+The order is what makes a crash of the operator harmless at any point: the incident and its counter are written before
+anything is touched, the Job's suspension is the barrier between two attempts, and the attempt number on the Job says
+whether it was resumed.
+"""
+
+from __future__ import annotations
+
+from finetune_api.contract import Cause
+from finetune_api.status import Incident, Phase, Restarts
+from finetune_operator.failures import Failure
+from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Create, Decision, Notice, Resume, Situation, Suspend
+from finetune_operator.lifecycle.ending import fail
+from finetune_operator.lifecycle.text import count
+from finetune_operator.observed import current_pods, is_suspended, live_pods, uid
+
+COUNTERS = {
+    Cause.DISRUPTION: "disruption",
+    Cause.INFRASTRUCTURE: "infrastructure",
+    Cause.APPLICATION: "application",
+    Cause.OUT_OF_MEMORY: "out_of_memory",
+}
+"""Fields of Restarts by cause; a cause without one is never retried."""
+
+
+def open_incident(situation: Situation, failure: Failure) -> Decision:
+    """Record it; whether it is retried is decided here, once, with its counter."""
+    retry = _affordable(situation, failure.cause)
+    incident = Incident(
+        cause=failure.cause.value,
+        message=failure.message,
+        advice=failure.advice,
+        retry=retry,
+        attempt=situation.status.attempt,
+        started_at=situation.time,
+        pod_uids=[uid(pod) for pod in current_pods(situation.observed)],
+    )
+    counted = _counted(situation.status.restarts, failure.cause) if retry else situation.status.restarts
+    phase = Phase.RESTARTING if retry else situation.status.phase
+    status = situation.to(phase, incident.cause, failure.message, incident=incident, restarts=counted)
+    events = (Notice("Restarting", f"{incident.cause}: {failure.message}", warning=True),) if retry else ()
+    return Decision(status, events=events, requeue_after=0.0)
+
+
+def handle_incident(situation: Situation, incident: Incident) -> Decision:
+    """The next step after an incident was recorded."""
+    workload, live = situation.observed.workload, live_pods(situation.observed)
+    if workload is not None and not is_suspended(workload):
+        return Decision(situation.status, Suspend())
+    if live:
+        return _wait(situation, incident, len(live))
+    if not incident.retry:
+        return fail(situation, Cause(incident.cause), _last_word(situation, incident))
+    if situation.job.spec.suspend:
+        text = f"Suspended; the last attempt ended with {incident.cause}: {incident.message}"
+        return Decision(situation.to(Phase.SUSPENDED, "Suspended", text))
+    attempt = situation.status.attempt + 1
+    return Decision(situation.status, Create(attempt) if workload is None else Resume(attempt))
+
+
+def _wait(situation: Situation, incident: Incident, live: int) -> Decision:
+    phase = Phase.RESTARTING if incident.retry else situation.status.phase
+    text = f"{incident.message}; waiting for {count(live)} to save and stop"
+    return Decision(situation.to(phase, incident.cause, text), requeue_after=TEARDOWN_SECONDS)
+
+
+def _affordable(situation: Situation, cause: Cause) -> bool:
+    if cause is Cause.DISRUPTION:
+        return True
+    return cause in COUNTERS and _used(situation, cause) < _budget(situation, cause)
+
+
+def _used(situation: Situation, cause: Cause) -> int:
+    return int(getattr(situation.status.restarts, COUNTERS[cause]))
+
+
+def _budget(situation: Situation, cause: Cause) -> int:
+    return int(getattr(situation.job.spec.run_policy.retries, COUNTERS[cause]))
+
+
+def _counted(restarts: Restarts, cause: Cause) -> Restarts:
+    field = COUNTERS[cause]
+    return restarts.model_copy(update={"total": restarts.total + 1, field: getattr(restarts, field) + 1})
+
+
+def _last_word(situation: Situation, incident: Incident) -> str:
+    """Why it is over: what happened, what helps, and what was tried."""
+    cause, parts = Cause(incident.cause), [incident.message]
+    if incident.advice:
+        parts.append(f"Advice: {incident.advice}")
+    if cause in COUNTERS:
+        used, word = _used(situation, cause), COUNTERS[cause].replace("out_of_memory", "outOfMemory")
+        parts.append(
+            f"Attempt {incident.attempt}; {used} of runPolicy.retries.{word}={_budget(situation, cause)} were used"
+        )
+    return ". ".join(part.rstrip(".") for part in parts)

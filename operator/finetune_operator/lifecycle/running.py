@@ -1,0 +1,76 @@
+"""Pods of a Job that may run -> Starting or Running, with what they wait for or how far they are."""
+
+from __future__ import annotations
+
+from finetune_api.contract import Progress
+from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Phase, ProgressStatus
+from finetune_operator.failures import obstacle
+from finetune_operator.lifecycle.decision import Decision, Situation
+from finetune_operator.lifecycle.text import count, numbers, progress_sentence, progress_status
+from finetune_operator.observed import current_pods, is_running, parse_time, phase
+
+
+def follow(situation: Situation) -> Decision:
+    """Starting until every pod runs, then Running."""
+    pods = current_pods(situation.observed)
+    running, ended = sum(map(is_running, pods)), sum(phase(pod) == "Succeeded" for pod in pods)
+    if running + ended >= situation.nodes:
+        status = _running(situation) if running else _finishing(situation)
+        return Decision(status, requeue_after=situation.settings.progress_poll_seconds)
+    held_up = obstacle(pods)
+    if held_up is not None:
+        return Decision(situation.to(Phase.STARTING, held_up.reason, held_up.message))
+    if not pods:
+        text = f"Waiting for {count(situation.nodes)} to be created"
+        return Decision(situation.to(Phase.STARTING, "WaitingForPods", text))
+    text = f"{running} of {count(situation.nodes)} run; the others are being scheduled or pull their image"
+    return Decision(situation.to(Phase.STARTING, "PodsStarting", text))
+
+
+def _finishing(situation: Situation) -> FineTuneJobStatus:
+    return situation.to(Phase.RUNNING, "Finishing", "The trainer is done; waiting for the Job to be marked complete")
+
+
+def _running(situation: Situation) -> FineTuneJobStatus:
+    status, progress = situation.status, situation.observed.progress
+    entered = status.phase is not Phase.RUNNING
+    if progress is None or progress.attempt != status.attempt:
+        if not entered:
+            return status
+        return situation.to(Phase.RUNNING, "Running", "The pods run; the trainer has not reported yet")
+    if not entered and not _due(situation, progress):
+        return status
+    return situation.to(
+        Phase.RUNNING, progress.stage.value, progress_sentence(progress), **_numbers(situation, progress)
+    )
+
+
+def _due(situation: Situation, progress: Progress) -> bool:
+    """Whether progress has moved, and long enough ago was written: status writes are dear."""
+    last = situation.status.progress
+    if last is None or last.updated_at is None:
+        return True
+    if progress_status(progress, last.updated_at) == last and not _news(situation, progress):
+        return False
+    age = (situation.now - parse_time(last.updated_at)).total_seconds()
+    return age >= situation.settings.progress_write_seconds
+
+
+def _news(situation: Situation, progress: Progress) -> bool:
+    """Something beside the numbers has changed."""
+    sentence_is_new = progress_sentence(progress) != situation.status.message
+    return sentence_is_new or _checkpoint(progress) not in (None, situation.status.checkpoint)
+
+
+def _numbers(situation: Situation, progress: Progress) -> dict[str, object]:
+    newest: ProgressStatus = progress_status(progress, situation.time)
+    return {
+        "progress": newest,
+        "metrics": {**situation.status.metrics, **numbers(progress.metrics)},
+        "checkpoint": _checkpoint(progress) or situation.status.checkpoint,
+    }
+
+
+def _checkpoint(progress: Progress) -> CheckpointStatus | None:
+    found = progress.checkpoint
+    return CheckpointStatus(uri=found.uri, step=found.step, time=found.time) if found else None

@@ -1,0 +1,143 @@
+"""What a reconcile sees of a job's children, and plain questions about pods. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from finetune_api.contract import ANNOTATION_ATTEMPT, TRAINER_CONTAINER, Progress
+from finetune_operator.cluster.port import Object
+
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+ENDED = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A job's children as the API server had them at the start of a pass, or as an action of the pass left them."""
+
+    workload: Object | None = None
+    """The Indexed Job under the child's name, if this FineTuneJob controls it."""
+    pods: tuple[Object, ...] = ()
+    """All pods with the job's label, those of earlier attempts and of a deleted namesake included."""
+    progress: Progress | None = None
+    """Newest answer of the trainer, if there is one."""
+
+
+def uid(obj: Mapping[str, Any]) -> str:
+    return str(obj["metadata"].get("uid", ""))
+
+
+def name(obj: Mapping[str, Any]) -> str:
+    return str(obj["metadata"]["name"])
+
+
+def controller_uid(obj: Mapping[str, Any]) -> str:
+    """UID of the owner that controls the object; empty when nothing does."""
+    owners = obj["metadata"].get("ownerReferences") or []
+    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
+
+
+def attempt_of(metadata: Mapping[str, Any]) -> int:
+    """Attempt number in a pod's (or pod template's) annotations; 0 when it has none or someone wrote nonsense."""
+    text = str((metadata.get("annotations") or {}).get(ANNOTATION_ATTEMPT, ""))
+    return int(text) if text.isdecimal() else 0
+
+
+def workload_attempt(workload: Object) -> int:
+    """The attempt that the Job's next pods belong to."""
+    return attempt_of(workload["spec"]["template"].get("metadata") or {})
+
+
+def is_suspended(workload: Object) -> bool:
+    return bool(workload["spec"].get("suspend"))
+
+
+def condition(obj: Mapping[str, Any], kind: str, status: str = "True") -> Mapping[str, Any] | None:
+    """The condition of this type, if it has this status."""
+    conditions = (obj.get("status") or {}).get("conditions") or []
+    return next((item for item in conditions if item.get("type") == kind and item.get("status") == status), None)
+
+
+def completed(workload: Object) -> bool:
+    return condition(workload, "Complete") is not None
+
+
+def failed(workload: Object) -> Mapping[str, Any] | None:
+    """Why the Job gave up for good. FailureTarget comes before Failed, while pods are still being stopped."""
+    return condition(workload, "Failed") or condition(workload, "FailureTarget")
+
+
+def finished(workload: Object) -> bool:
+    return completed(workload) or failed(workload) is not None
+
+
+def phase(pod: Object) -> str:
+    return str((pod.get("status") or {}).get("phase", "Pending"))
+
+
+def is_live(pod: Object) -> bool:
+    """Whether a process of the pod may still run; a pod that is being deleted lives until it has ended."""
+    return phase(pod) not in ENDED
+
+
+def is_deleting(pod: Object) -> bool:
+    return pod["metadata"].get("deletionTimestamp") is not None
+
+
+def index(pod: Object) -> int:
+    """Completion index, which is the node rank; -1 for a pod that has none."""
+    text = str((pod["metadata"].get("annotations") or {}).get(INDEX_ANNOTATION, ""))
+    return int(text) if text.isdecimal() else -1
+
+
+def trainer_state(pod: Object, state: str) -> Mapping[str, Any] | None:
+    """The trainer container's `waiting`, `running` or `terminated` state."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    trainer: Mapping[str, Any] = next((item for item in statuses if item.get("name") == TRAINER_CONTAINER), {})
+    found: Mapping[str, Any] | None = (trainer.get("state") or {}).get(state)
+    return found
+
+
+def is_running(pod: Object) -> bool:
+    return trainer_state(pod, "running") is not None and not is_deleting(pod)
+
+
+def waiting_states(pod: Object) -> Iterator[Mapping[str, Any]]:
+    """Why containers wait, those of injected init containers and sidecars included: they hold the trainer up."""
+    status = pod.get("status") or {}
+    for item in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        waiting = (item.get("state") or {}).get("waiting")
+        if waiting:
+            yield {"container": item.get("name", ""), **waiting}
+
+
+def current_pods(observed: Observed) -> tuple[Object, ...]:
+    """Pods of the Job's present attempt, lowest index first: only they speak for it."""
+    if observed.workload is None:
+        return ()
+    owner, attempt = uid(observed.workload), workload_attempt(observed.workload)
+    mine = (p for p in observed.pods if controller_uid(p) == owner and attempt_of(p["metadata"]) == attempt)
+    return tuple(sorted(mine, key=lambda pod: (index(pod), name(pod))))
+
+
+def live_pods(observed: Observed) -> tuple[Object, ...]:
+    """Every pod under the job's label that may still run, of whatever attempt: they share names and buckets."""
+    return tuple(pod for pod in observed.pods if is_live(pod))
+
+
+def rank_zero(observed: Observed) -> Object | None:
+    """The running pod that serves the progress."""
+    return next((pod for pod in current_pods(observed) if index(pod) == 0 and is_running(pod)), None)
+
+
+def timestamp(now: datetime) -> str:
+    """RFC 3339 in UTC with whole seconds, as Kubernetes writes it."""
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_time(text: str) -> datetime:
+    """The moment that an RFC 3339 text names."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))

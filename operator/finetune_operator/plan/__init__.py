@@ -1,0 +1,32 @@
+"""job -> Kubernetes objects. Pure: the same job and settings give the same manifests, byte by byte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_api.defaults import resolve
+from finetune_api.job import FineTuneJob
+from finetune_operator.cluster.port import Object
+from finetune_operator.plan.objects import config_map, service, workload
+from finetune_operator.settings import Settings
+
+__all__ = ["Manifests", "plan"]
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """What a job becomes, in the order of creation."""
+
+    config_map: Object
+    service: Object
+    workload: Object
+    """The Indexed Job; create-only, since its pod template cannot be changed."""
+
+    def all(self) -> tuple[Object, ...]:
+        return (self.config_map, self.service, self.workload)
+
+
+def plan(job: FineTuneJob, settings: Settings, attempt: int = 1) -> Manifests:
+    """The objects of one attempt of a job; metadata.uid of the job goes into their owner references."""
+    resolved = resolve(job)
+    return Manifests(config_map(resolved), service(resolved), workload(resolved, settings, attempt))

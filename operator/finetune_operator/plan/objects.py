@@ -1,0 +1,92 @@
+"""ConfigMap, headless Service and Indexed Job of a FineTuneJob."""
+
+from __future__ import annotations
+
+import json
+
+from finetune_api.contract import NEVER_RETRIED, PROGRESS_PORT, RENDEZVOUS_PORT, TRAINER_CONTAINER
+from finetune_api.job import FineTuneJob
+from finetune_operator.cluster.port import Object
+from finetune_operator.plan.names import config_map_name, metadata, selector, workload_name
+from finetune_operator.plan.pod import pod_template
+from finetune_operator.settings import Settings
+
+JOB_KEY = "job.json"
+NO_LIMIT = 2**31 - 1
+
+
+def job_document(job: FineTuneJob) -> str:
+    """job.json: the resolved job as the trainer reads it, without what changes while it runs."""
+    spec = job.spec.to_wire()
+    del spec["suspend"]
+    identity = {"name": job.metadata.name, "namespace": job.metadata.namespace, "uid": job.metadata.uid}
+    document = {"apiVersion": job.api_version, "kind": job.kind, "metadata": identity, "spec": spec}
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"
+
+
+def config_map(job: FineTuneJob) -> Object:
+    """The resolved job. Immutable: all attempts read the same, and kubelets need not watch it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(job, config_map_name(job.metadata.name)),
+        "immutable": True,
+        "data": {JOB_KEY: job_document(job)},
+    }
+
+
+def service(job: FineTuneJob) -> Object:
+    """Headless, so that every pod has a DNS name; before it is ready, since ranks meet before they can be."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(job, workload_name(job.metadata.name)),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": selector(job.metadata.name),
+            "ports": [
+                {"name": "rendezvous", "port": RENDEZVOUS_PORT, "targetPort": RENDEZVOUS_PORT, "protocol": "TCP"},
+                {"name": "progress", "port": PROGRESS_PORT, "targetPort": PROGRESS_PORT, "protocol": "TCP"},
+            ],
+        },
+    }
+
+
+def workload(job: FineTuneJob, settings: Settings, attempt: int) -> Object:
+    """ONE Indexed Job, so that queues see one workload.
+
+    Its own retries are without limit: budgets are the operator's alone, which holds them by cause.
+    """
+    nodes = job.spec.resources.nodes
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata(job, workload_name(job.metadata.name)),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": nodes,
+            "parallelism": nodes,
+            "suspend": job.spec.suspend,
+            "backoffLimitPerIndex": NO_LIMIT,
+            # A pod is replaced when it has ended, never while it still saves.
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": _failure_rules()},
+            "template": pod_template(job, settings, attempt),
+        },
+    }
+
+
+def _failure_rules() -> list[Object]:
+    """The first match counts. The second rule names its container: injected sidecars do not speak for the job."""
+    return [
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {
+            "action": "FailJob",
+            "onExitCodes": {
+                "containerName": TRAINER_CONTAINER,
+                "operator": "In",
+                "values": sorted(int(code) for code in NEVER_RETRIED),
+            },
+        },
+    ]

@@ -1,0 +1,123 @@
+"""Pod template of a job: restricted, so that it runs in namespaces that enforce the strictest pod security."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.contract import ANNOTATION_ATTEMPT, PROGRESS_PORT, TERMINATION_LOG, TRAINER_CONTAINER
+from finetune_api.job import FineTuneJob
+from finetune_api.run import Resources
+from finetune_operator.cluster.port import Object
+from finetune_operator.plan.environment import environment
+from finetune_operator.plan.names import labels, workload_name
+from finetune_operator.plan.volumes import volumes
+from finetune_operator.settings import Settings
+
+USER = 65532
+"""`nonroot` of distroless images and of ours; the group owns the volumes."""
+NODE_LOSS_SECONDS = 30
+"""How long a pod stays bound to a node that went silent; Kubernetes' default of 300 costs a gang five minutes."""
+GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
+
+
+def pod_template(job: FineTuneJob, settings: Settings, attempt: int) -> Object:
+    """Metadata and spec of the pods; the attempt is the only thing that later changes, by patch while suspended."""
+    template = job.spec.pod_template
+    added_labels = template.labels if template else {}
+    added_annotations = template.annotations if template else {}
+    return {
+        "metadata": {
+            "labels": {**added_labels, **labels(job)},
+            "annotations": {**added_annotations, ANNOTATION_ATTEMPT: str(attempt)},
+        },
+        "spec": _pod_spec(job, settings),
+    }
+
+
+def _pod_spec(job: FineTuneJob, settings: Settings) -> Object:
+    scheduling, storage, template = job.spec.scheduling, job.spec.storage, job.spec.pod_template
+    spec: Object = {
+        "restartPolicy": "Never",
+        "subdomain": workload_name(job.metadata.name),
+        "terminationGracePeriodSeconds": job.spec.run_policy.termination_grace_period_seconds,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": _pod_security(),
+        "tolerations": _tolerations(job),
+        "nodeSelector": _node_selector(job),
+        "containers": [_trainer(job, settings)],
+        "volumes": [item.volume for item in volumes(job)] + (template.volumes if template else []),
+        "serviceAccountName": storage.service_account_name,
+        "priorityClassName": scheduling.priority_class_name,
+        "schedulerName": scheduling.scheduler_name,
+        "affinity": scheduling.affinity,
+        "imagePullSecrets": [{"name": name} for name in template.image_pull_secrets] if template else None,
+    }
+    return _present(spec)
+
+
+def _trainer(job: FineTuneJob, settings: Settings) -> Object:
+    template = job.spec.pod_template
+    return {
+        "name": TRAINER_CONTAINER,
+        "image": settings.trainer_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["python", "-m", "finetune_trainer.launch"],
+        "env": environment(job, settings),
+        "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],
+        "resources": _resources(job.spec.resources),
+        "volumeMounts": [item.mount for item in volumes(job)] + (template.volume_mounts if template else []),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": TERMINATION_LOG,
+        # A trainer that could not even start leaves no message: then the end of its log says why.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _resources(resources: Resources) -> Object:
+    """Memory is limited to what was asked for, processors are not: idle ones cost nobody anything."""
+    fixed = {"memory": resources.memory}
+    if resources.gpus_per_node:
+        fixed[resources.gpu_resource] = str(resources.gpus_per_node)
+    return {"requests": {"cpu": resources.cpu, **fixed}, "limits": fixed}
+
+
+def _pod_security() -> Object:
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "fsGroup": USER,
+        # Large volumes are not walked file by file at every start.
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _tolerations(job: FineTuneJob) -> list[Object]:
+    lost = [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": NODE_LOSS_SECONDS,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+    resources = job.spec.resources
+    gpu = [{"key": resources.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}]
+    return [*lost, *(gpu if resources.gpus_per_node else []), *job.spec.scheduling.tolerations]
+
+
+def _node_selector(job: FineTuneJob) -> dict[str, str]:
+    product = job.spec.resources.gpu_product
+    return {**job.spec.scheduling.node_selector, **({GPU_PRODUCT_LABEL: product} if product else {})}
+
+
+def _present(spec: dict[str, Any]) -> Object:
+    """Without what is not asked for, so that manifests show only what was meant."""
+    return {name: value for name, value in spec.items() if value not in (None, {}, [])}

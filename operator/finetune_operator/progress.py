@@ -1,0 +1,88 @@
+"""Reads the trainers' progress in the background, at a bounded rate over all jobs, so that no pass waits for a pod."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from finetune_api.contract import Progress
+from finetune_operator.cluster.port import Cluster, Key, Object
+from finetune_operator.observed import uid
+
+PARALLEL_READS = 32
+"""Reads under way at a time: pods that do not answer take two seconds each and must not hold up the others."""
+
+
+@dataclass
+class _Watched:
+    pod: Object
+    due: float
+    progress: Progress | None = None
+
+
+class ProgressPoller:
+    """Asks index 0 of every running job in turn and remembers the newest answer.
+
+    Args:
+        interval: seconds between two reads of one job.
+        rate: most reads a second over all jobs.
+        changed: told of a job whose progress is new.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        interval: float,
+        rate: float,
+        changed: Callable[[Key], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._cluster = cluster
+        self._interval = interval
+        self._gap = 1.0 / rate
+        self._changed = changed
+        self._clock = clock
+        self._watched: dict[Key, _Watched] = {}
+        self._slots = asyncio.Semaphore(PARALLEL_READS)
+
+    def latest(self, key: Key, pod: Object) -> Progress | None:
+        """The newest answer of this pod; a pod that is new is asked as soon as the rate allows."""
+        watched = self._watched.get(key)
+        if watched is None or uid(watched.pod) != uid(pod):
+            watched = self._watched[key] = _Watched(pod, self._clock())
+        watched.pod = pod
+        return watched.progress
+
+    def forget(self, key: Key) -> None:
+        self._watched.pop(key, None)
+
+    async def poll_due(self) -> int:
+        """Read every pod that is due, at the bounded rate. Returns how many were read."""
+        now = self._clock()
+        due = sorted((item.due, key) for key, item in self._watched.items() if item.due <= now)
+        async with asyncio.TaskGroup() as group:
+            for number, (_, key) in enumerate(due):
+                if number:
+                    await asyncio.sleep(self._gap)
+                group.create_task(self._read(key))
+        return len(due)
+
+    async def run(self) -> None:
+        """Poll for ever."""
+        while True:
+            await self.poll_due()
+            await asyncio.sleep(max(self._gap, min(1.0, self._interval / 4)))
+
+    async def _read(self, key: Key) -> None:
+        watched = self._watched.get(key)
+        if watched is None:
+            return
+        watched.due = self._clock() + self._interval
+        async with self._slots:
+            progress = await self._cluster.read_progress(watched.pod)
+        if progress is not None and progress != watched.progress:
+            watched.progress = progress
+            self._changed(key)

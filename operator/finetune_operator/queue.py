@@ -1,0 +1,143 @@
+"""A keyed work queue: a key waits at most once, is worked on by one worker at a time, and comes back after failures."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from finetune_operator.cluster.port import Key
+
+log = logging.getLogger(__name__)
+Work = Callable[[Key], Awaitable[float | None]]
+"""Works on a key; returns the seconds after which it wants to see the key again, or None."""
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Seconds until the n-th retry: doubling from base to cap, spread by half so that failures do not march in step."""
+
+    base: float
+    cap: float
+    rng: random.Random
+
+    def delay(self, failures: int) -> float:
+        """failures: how often in a row it failed, from 1."""
+        full = min(self.cap, self.base * 2.0 ** min(failures - 1, 60))
+        return full * self.rng.uniform(0.5, 1.0)
+
+
+class KeyedQueue:
+    """Not thread-safe: everything happens in one event loop.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, backoff: Backoff, clock: Callable[[], float]) -> None:
+        self._backoff = backoff
+        self._clock = clock
+        self._ready: dict[Key, None] = {}
+        self._working: set[Key] = set()
+        self._again: set[Key] = set()
+        self._due: dict[Key, float] = {}
+        self._timers: list[tuple[float, int, Key]] = []
+        self._failures: dict[Key, int] = {}
+        self._serial = itertools.count()
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Keys that are ready to be worked on."""
+        return len(self._ready)
+
+    def put(self, key: Key) -> None:
+        """Now; a key in work is worked on again afterwards."""
+        self._due.pop(key, None)
+        if key in self._working:
+            self._again.add(key)
+        else:
+            self._ready[key] = None
+            self._changed.set()
+
+    def put_after(self, key: Key, seconds: float) -> None:
+        """Later; the earlier of two times holds."""
+        at = self._clock() + seconds
+        if at < self._due.get(key, float("inf")):
+            self._due[key] = at
+            heapq.heappush(self._timers, (at, next(self._serial), key))
+            self._changed.set()
+
+    def next_due(self) -> float | None:
+        """Seconds until the next delayed key is ready; None when there is none."""
+        while self._timers and self._due.get(self._timers[0][2]) != self._timers[0][0]:
+            heapq.heappop(self._timers)
+        return max(0.0, self._timers[0][0] - self._clock()) if self._timers else None
+
+    def take(self) -> Key | None:
+        """The key that has been ready longest, or None; it must be given back by done or fail."""
+        self._ripen()
+        if not self._ready:
+            return None
+        key = next(iter(self._ready))
+        del self._ready[key]
+        self._working.add(key)
+        return key
+
+    def done(self, key: Key, again_after: float | None = None) -> None:
+        """It went well: failures are forgotten."""
+        self._failures.pop(key, None)
+        self._release(key, again_after)
+
+    def fail(self, key: Key) -> float:
+        """It failed: back-off. Returns the delay in seconds."""
+        failures = self._failures.get(key, 0) + 1
+        self._failures[key] = failures
+        delay = self._backoff.delay(failures)
+        self._release(key, delay)
+        return delay
+
+    async def wait(self) -> None:
+        """Until a key may be ready."""
+        timeout = self.next_due()
+        self._changed.clear()
+        if self._ready:
+            return
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout)
+        except TimeoutError:
+            return
+
+    def _ripen(self) -> None:
+        while (wait := self.next_due()) is not None and wait <= 0:
+            self.put(heapq.heappop(self._timers)[2])
+
+    def _release(self, key: Key, again_after: float | None) -> None:
+        self._working.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.put(key)
+        elif again_after is not None:
+            self.put_after(key, again_after)
+
+
+async def run_worker(queue: KeyedQueue, work: Work) -> None:
+    """Work for ever. What goes wrong with one key is logged and tried again; it never ends the worker."""
+    while True:
+        key = queue.take()
+        if key is None:
+            await queue.wait()
+            continue
+        try:
+            again_after = await work(key)
+        except asyncio.CancelledError:
+            queue.done(key)
+            raise
+        except Exception as error:
+            delay = queue.fail(key)
+            log.warning("%s: %s: %s; again in %.1f s", key, type(error).__name__, error, delay)
+        else:
+            queue.done(key, again_after)

@@ -1,0 +1,202 @@
+"""Observe, decide, act: one pass for one job. Level-triggered: what woke it does not matter, only what is there now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Protocol
+
+from pydantic import ValidationError
+
+from finetune_api.contract import ANNOTATION_ATTEMPT, Progress
+from finetune_api.job import FineTuneJob, ObjectMeta
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.cluster.port import (
+    FINE_TUNE_JOB,
+    JOB,
+    KINDS,
+    POD,
+    Cluster,
+    ClusterError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    JsonPatch,
+    Key,
+    Object,
+)
+from finetune_operator.lifecycle import Action, Create, Decision, Resume, Suspend, decide, refused, unreadable
+from finetune_operator.observed import Observed, controller_uid, rank_zero
+from finetune_operator.plan import plan
+from finetune_operator.plan.names import selector, workload_name
+from finetune_operator.settings import Settings
+
+log = logging.getLogger(__name__)
+MAX_ACTIONS = 4
+"""Actions of one pass; more would be a rule that does not see what its action did."""
+ATTEMPT_PATH = "/spec/template/metadata/annotations/" + ANNOTATION_ATTEMPT.replace("~", "~0").replace("/", "~1")
+
+
+class NameTakenError(ClusterError):
+    """An object of somebody else has a child's name; it is never touched."""
+
+
+class ProgressSource(Protocol):
+    """Where the newest progress of a pod is found, without waiting for the pod."""
+
+    def latest(self, key: Key, pod: Object) -> Progress | None:
+        """The newest answer of this pod, or None; from now on the pod is asked."""
+        ...
+
+    def forget(self, key: Key) -> None:
+        """The job has no pod that could be asked."""
+        ...
+
+
+class Reconciler:
+    """Brings one job at a time a step further.
+
+    Args:
+        cluster: the world.
+        clock: the present in UTC.
+        progress: newest progress of running pods.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: Settings,
+        clock: Callable[[], datetime],
+        progress: ProgressSource,
+    ) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._clock = clock
+        self._progress = progress
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One pass. Returns seconds until the next one is wanted, or None. Raises ClusterError: try again later."""
+        raw = await self._cluster.read(FINE_TUNE_JOB, key)
+        if raw is None or raw["metadata"].get("deletionTimestamp"):
+            self._progress.forget(key)
+            return None
+        now = self._clock()
+        try:
+            job = FineTuneJob.from_wire(raw)
+        except ValidationError as error:
+            # When not even these can be read, that error is the one to report.
+            metadata, status = (
+                ObjectMeta.from_wire(raw["metadata"]),
+                FineTuneJobStatus.from_wire(raw.get("status") or {}),
+            )
+            await self._settle(raw, unreadable(metadata, status, now, _problems(error)))
+            raise
+        return await self._pass(key, raw, job, now)
+
+    async def _pass(self, key: Key, raw: Object, job: FineTuneJob, now: datetime) -> float | None:
+        observed = await self._observe(key, job)
+        for _ in range(MAX_ACTIONS):
+            decision = decide(job, observed, now, self._settings)
+            if decision.action is None:
+                await self._settle(raw, decision)
+                return decision.requeue_after
+            try:
+                workload = await self._act(job, observed, decision.action)
+            except (InvalidError, ForbiddenError, NameTakenError) as error:
+                final = isinstance(error, InvalidError) and isinstance(decision.action, Create)
+                await self._settle(raw, refused(job, observed, now, self._settings, message=str(error), final=final))
+                raise
+            observed = replace(observed, workload=workload)
+        raise ClusterError(f"{key}: more than {MAX_ACTIONS} actions in one pass")
+
+    # --- observe -----------------------------------------------------------------------------------------------------
+
+    async def _observe(self, key: Key, job: FineTuneJob) -> Observed:
+        workload = await self._cluster.read(JOB, Key(key.namespace, workload_name(key.name)))
+        if workload is not None and controller_uid(workload) != job.metadata.uid:
+            workload = None
+        pods = await self._cluster.list(POD, key.namespace, selector(key.name))
+        observed = Observed(workload, tuple(pods))
+        pod = rank_zero(observed)
+        if pod is None:
+            self._progress.forget(key)
+            return observed
+        return replace(observed, progress=self._progress.latest(key, pod))
+
+    # --- act ---------------------------------------------------------------------------------------------------------
+
+    async def _act(self, job: FineTuneJob, observed: Observed, action: Action) -> Object | None:
+        """Do it. Returns the Indexed Job as it is afterwards, or None when it is gone."""
+        match action:
+            case Create(attempt):
+                return await self._create(job, attempt)
+            case Suspend():
+                return await self._patch(observed, [{"op": "add", "path": "/spec/suspend", "value": True}])
+            case Resume(attempt):
+                return await self._patch(
+                    observed,
+                    [
+                        # Applies to a Job at rest only: pods of two attempts must never meet.
+                        {"op": "test", "path": "/spec/suspend", "value": True},
+                        {"op": "add", "path": ATTEMPT_PATH, "value": str(attempt)},
+                        {"op": "add", "path": "/spec/suspend", "value": False},
+                    ],
+                )
+
+    async def _create(self, job: FineTuneJob, attempt: int) -> Object:
+        """The Job last: when it is there, all that its pods need is there."""
+        manifests = plan(job, self._settings, attempt)
+        await self._ensure(job, manifests.config_map)
+        await self._ensure(job, manifests.service)
+        return await self._ensure(job, manifests.workload)
+
+    async def _ensure(self, job: FineTuneJob, manifest: Object) -> Object:
+        """Create it, or find what an earlier pass has created. Nothing of anybody else is ever overwritten."""
+        try:
+            return await self._cluster.create(manifest)
+        except ConflictError:
+            kind, metadata = KINDS[manifest["kind"]], manifest["metadata"]
+            found = await self._cluster.read(kind, Key(metadata["namespace"], metadata["name"]))
+        if found is None or found["metadata"].get("deletionTimestamp"):
+            raise NameTakenError(f"{kind.kind} {metadata['name']} of an earlier run is still being deleted")
+        if controller_uid(found) != job.metadata.uid:
+            raise NameTakenError(
+                f"{kind.kind} {metadata['name']} exists and does not belong to this job; delete it, or give the job "
+                "another name"
+            )
+        return found
+
+    async def _patch(self, observed: Observed, patch: JsonPatch) -> Object | None:
+        workload = observed.workload or {}
+        metadata = workload["metadata"]
+        guard = {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]}
+        return await self._cluster.patch(JOB, Key(metadata["namespace"], metadata["name"]), [guard, *patch])
+
+    # --- settle ------------------------------------------------------------------------------------------------------
+
+    async def _settle(self, raw: Object, decision: Decision) -> None:
+        """Write the status if it differs, then tell people. The only place that does either."""
+        new, old = decision.status.to_wire(), raw.get("status") or {}
+        if new == old:
+            return
+        metadata = raw["metadata"]
+        patch: JsonPatch = [
+            {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
+            {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
+            {"op": "add", "path": "/status", "value": new},
+        ]
+        key = Key(metadata["namespace"], metadata["name"])
+        if await self._cluster.patch(FINE_TUNE_JOB, key, patch, subresource="status") is None:
+            return
+        log.info("%s: %s %s: %s", key, new.get("phase"), new.get("reason"), new.get("message"))
+        for event in decision.events:
+            await self._cluster.emit(raw, event.reason, event.message, event.warning)
+
+
+def _problems(error: ValidationError) -> str:
+    problems: Sequence[str] = [
+        f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors(include_url=False)
+    ]
+    return "; ".join(problems[:5])
