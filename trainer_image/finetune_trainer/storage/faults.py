@@ -62,7 +62,7 @@ def translate(error: Exception, operation: str, where: Location, endpoint: str) 
         )
     if isinstance(error, (aws.ParamValidationError, aws.InvalidRegionError)):
         return UsageError(f"S3 has no such name or region: {operation} on {where}: {error}")
-    if isinstance(error, (aws.HTTPClientError, aws.IncompleteReadError, HTTPError, OSError)):
+    if isinstance(error, (aws.ConnectionError, aws.HTTPClientError, aws.IncompleteReadError, HTTPError, OSError)):
         return TransientError(f"{operation} on {where} at {host_of(endpoint)} failed: {type(error).__name__}")
     return error
 

@@ -145,7 +145,7 @@ class FileUpload:
         numbered = {"Key": self._where.key, "UploadId": self._upload_id, "PartNumber": number}
         answer = self._s3.request("upload_part", self._where, Body=data, ChecksumCRC32=crc_base64(crc), **numbered)
         check_answer(answer, data, self._where)
-        kept = {name: answer[name] for name in ("ETag", "ChecksumCRC32") if name in answer}
+        kept: dict[str, Any] = {name: answer[name] for name in ("ETag", "ChecksumCRC32") if name in answer}
         self._sent[number] = {"PartNumber": number, **kept}
 
     def _finish(self) -> None:
@@ -156,17 +156,12 @@ class FileUpload:
         self._batch.count(new_files=1)
 
     def _complete(self) -> None:
-        parts = [self._sent[number] for number in sorted(self._sent)]
-        checksum: dict[str, str] = {}
+        parts: list[dict[str, Any]] = [self._sent[number] for number in sorted(self._sent)]
+        parameters: dict[str, Any] = {"UploadId": self._upload_id, "MultipartUpload": {"Parts": parts}}
         if all("ChecksumCRC32" in part for part in parts):
-            checksum = {"ChecksumCRC32": crc_base64(self._crc), "ChecksumType": "FULL_OBJECT"}
-        named: dict[str, Any] = {
-            "Key": self._where.key,
-            "UploadId": self._upload_id,
-            "MultipartUpload": {"Parts": parts},
-        }
+            parameters |= {"ChecksumCRC32": crc_base64(self._crc), "ChecksumType": "FULL_OBJECT"}
         try:
-            self._s3.request("complete_multipart_upload", self._where, **named, **checksum)
+            self._s3.request("complete_multipart_upload", self._where, Key=self._where.key, **parameters)
         except TrainerError as error:
             if not self._was_completed(error):
                 raise

@@ -1,0 +1,192 @@
+"""A real S3 server for tests, and a TCP proxy before it by which real faults happen to it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+
+from finetune_api import contract
+from finetune_operator.cluster.seaweed import Identity, Seaweed
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running SeaweedFS, reached at `endpoint`; `reader` keys may read and list, but not write."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    reader: Identity
+    process: Seaweed
+
+    def environ(self, endpoint: str | None = None) -> dict[str, str]:
+        """What the operator would write into a trainer's environment; by another endpoint for a proxy."""
+        return {
+            contract.ENV_S3_ENDPOINT: endpoint or self.endpoint,
+            contract.ENV_S3_ACCESS_KEY_ID: self.access_key,
+            contract.ENV_S3_SECRET_ACCESS_KEY: self.secret_key,
+        }
+
+    def client(self) -> Any:
+        """A plain SDK client, which shares nothing with the code under test."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}),
+        )
+
+    @contextmanager
+    def fresh_bucket(self) -> Iterator[str]:
+        """A new, empty bucket, removed afterwards with all that is in it."""
+        name = f"test-{secrets.token_hex(6)}"
+        self.client().create_bucket(Bucket=name)
+        try:
+            yield name
+        finally:
+            empty_bucket(self.client(), name)
+            self.client().delete_bucket(Bucket=name)
+
+
+def empty_bucket(client: Any, name: str) -> None:
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for item in page.get("Contents", ()):
+            client.delete_object(Bucket=name, Key=item["Key"])
+
+
+@contextmanager
+def running_s3_server() -> Iterator[S3Server]:
+    """A server with its own temporary folder, on free ports of loopback. Missing buckets stay missing."""
+    folder = Path(tempfile.mkdtemp(prefix="finetune-s3-"))
+    reader = Identity("reader", "READER", secrets.token_hex(8), ("Read", "List"))
+    with Seaweed(auto_create_buckets=False, extra_identities=[reader]) as seaweed:
+        found = seaweed.start(folder)
+        yield S3Server(found.url, found.access_key, found.secret_key, reader, seaweed)
+    shutil.rmtree(folder)
+
+
+class Proxy:
+    """A TCP proxy on loopback. Every fault it makes is one of the network: nothing in the client is replaced.
+
+    `down` refuses connections and breaks those that are open, `stall` keeps them open and silent, `up` heals all.
+    `after` does something when so many more bytes have passed; `flip` spoils answers.
+    """
+
+    def __init__(self, target: str) -> None:
+        parts = urlsplit(target)
+        self._target = str(parts.hostname), int(parts.port or 80)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._flowing = asyncio.Event()
+        self._flips = 0
+        self._trigger: tuple[int, Callable[[], None]] | None = None
+        self.port = 0
+        self.passed_bytes = 0
+        self.connections = 0
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        self.up()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.down()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def up(self) -> None:
+        self._run(self._up())
+
+    def down(self) -> None:
+        self._run(self._down())
+
+    def stall(self) -> None:
+        self._loop.call_soon_threadsafe(self._flowing.clear)
+
+    def flip(self, times: int) -> None:
+        """Change a byte in each of the next `times` large blocks on their way to the client."""
+        self._flips = times
+
+    def after(self, count: int, action: Callable[[], None]) -> None:
+        """Call `action`, in a thread of its own, as soon as `count` more bytes have passed in either direction."""
+        self._trigger = self.passed_bytes + count, action
+
+    def down_for(self, seconds: float) -> None:
+        """Down now, up again by itself."""
+        self.down()
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, lambda: self._loop.create_task(self._up()))
+
+    def _run(self, coroutine: Any) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _up(self) -> None:
+        self._flowing.set()
+        if self._server is None:
+            self._server = await asyncio.start_server(self._serve, HOST, self.port)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _down(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, far_writer}
+        try:
+            await asyncio.gather(
+                self._pump(reader, far_writer, spoil=False), self._pump(far_reader, writer, spoil=True)
+            )
+        except OSError:
+            pass  # either side went away: the other one is told by the abort below
+        finally:
+            self._writers -= {writer, far_writer}
+            for end in (writer, far_writer):
+                end.transport.abort()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, spoil: bool) -> None:
+        while data := await reader.read(64 * 1024):
+            await self._flowing.wait()
+            if spoil and self._flips and len(data) > 8192:
+                self._flips -= 1
+                data = data[:-1] + bytes([data[-1] ^ 1])  # the end of a large block is body, not header
+            writer.write(data)
+            await writer.drain()
+            self._count(len(data))
+        writer.write_eof()
+
+    def _count(self, count: int) -> None:
+        self.passed_bytes += count
+        if self._trigger and self.passed_bytes >= self._trigger[0]:
+            action, self._trigger = self._trigger[1], None
+            threading.Thread(target=action, daemon=True).start()
