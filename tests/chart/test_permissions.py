@@ -1,0 +1,80 @@
+"""Permissions: exactly what one reconcile needs, in the namespaces that are watched and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.chart.rendering import NAMESPACE, Object, of_kind
+
+NEEDED = {
+    ("finetune.dev", "finetunejobs"): {"get", "list", "watch"},
+    ("finetune.dev", "finetunejobs/status"): {"patch"},
+    ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "configmaps"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "services"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "pods"): {"get", "list", "watch", "delete"},
+    ("", "events"): {"list", "create", "patch"},
+}
+NAMESPACED: Object = {"watch": {"namespaces": ["ml", "vision"]}}
+NO_USER_ROLES: Object = {"rbac": {"aggregate": False}}
+
+
+def granted(role: Object) -> dict[tuple[str, str], set[str]]:
+    found: dict[tuple[str, str], set[str]] = {}
+    for rule in role["rules"]:
+        assert rule.keys() == {"apiGroups", "resources", "verbs"}
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                assert (group, resource) not in found
+                found[group, resource] = set(rule["verbs"])
+    return found
+
+
+def assert_binds(binding: Object, role: Object) -> None:
+    assert binding["roleRef"]["kind"] == role["kind"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    (account,) = of_kind("ServiceAccount")
+    subject: Any = {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": NAMESPACE}
+    assert binding["subjects"] == [subject]
+
+
+def test_cluster_wide_the_operator_gets_exactly_the_verbs_it_uses() -> None:
+    (role,) = of_kind("ClusterRole", NO_USER_ROLES)
+    (binding,) = of_kind("ClusterRoleBinding")
+    assert granted(role) == NEEDED
+    assert_binds(binding, role)
+    assert not of_kind("Role")
+    assert not of_kind("RoleBinding")
+
+
+def test_namespaced_the_operator_gets_them_in_each_namespace_and_nothing_beyond() -> None:
+    roles, bindings = of_kind("Role", NAMESPACED), of_kind("RoleBinding", NAMESPACED)
+    assert [role["metadata"]["namespace"] for role in roles] == ["ml", "vision"]
+    assert [binding["metadata"]["namespace"] for binding in bindings] == ["ml", "vision"]
+    for role, binding in zip(roles, bindings, strict=True):
+        assert granted(role) == NEEDED
+        assert_binds(binding, role)
+    assert not of_kind("ClusterRoleBinding", NAMESPACED)
+    assert not of_kind("ClusterRole", {**NAMESPACED, **NO_USER_ROLES})
+
+
+def test_nothing_is_said_in_wildcards() -> None:
+    for role in [*of_kind("ClusterRole"), *of_kind("Role", NAMESPACED)]:
+        assert "*" not in str(role["rules"])
+
+
+def test_the_roles_for_people_add_up_to_the_jobs_alone() -> None:
+    view, edit = (
+        next(role for role in of_kind("ClusterRole") if role["metadata"]["name"].endswith(f"-{name}"))
+        for name in ("view", "edit")
+    )
+    assert granted(view) == {("finetune.dev", "finetunejobs"): {"get", "list", "watch"}}
+    assert granted(edit) == {
+        ("finetune.dev", "finetunejobs"): {"create", "update", "patch", "delete", "deletecollection"}
+    }
+    assert "rbac.authorization.k8s.io/aggregate-to-view" not in edit["metadata"]["labels"]
+
+
+def test_permissions_can_be_left_to_the_administrator() -> None:
+    assert not of_kind("ClusterRoleBinding", {"rbac": {"create": False}})
+    assert not of_kind("RoleBinding", {**NAMESPACED, "rbac": {"create": False}})
