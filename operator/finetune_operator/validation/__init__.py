@@ -1,0 +1,8 @@
+"""The API server's judgement without an API server: schema, defaults and CEL rules of the CRD, in the same words.
+
+The CRD built from the types is the only source; nothing here repeats a rule.
+"""
+
+from finetune_operator.validation.admission import admit
+
+__all__ = ["admit"]

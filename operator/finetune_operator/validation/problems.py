@@ -1,0 +1,47 @@
+"""What is wrong with a document, and where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+Steps = tuple[str | int, ...]
+"""The way from the root of a document to a value: names and list indices."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One refusal. `message` is what the API server says of it, the path apart."""
+
+    steps: Steps
+    message: str
+    line: int | None = None
+    blocking: bool = False
+    """The API server evaluates no CEL rules where one of these was found: rules may rely on the types."""
+
+    @property
+    def path(self) -> str:
+        return path_of(self.steps)
+
+    def at(self, line: int | None) -> Problem:
+        return replace(self, line=line)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.steps else self.message
+
+
+def path_of(steps: Iterable[str | int]) -> str:
+    """`spec.env[0].name`."""
+    found = ""
+    for step in steps:
+        found += f"[{step}]" if isinstance(step, int) else f".{step}" if found else step
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value as the API server quotes it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
