@@ -1,0 +1,36 @@
+"""Evidence of the kernel's out-of-memory killer, which leaves nothing else behind in the process that it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+V2_FILE, V1_FILE = "memory.events", "memory.oom_control"
+
+
+def oom_kills(cgroup_root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """How many processes of this container the kernel has killed for memory so far; None where that is not told."""
+    for file in _candidates(cgroup_root, own):
+        if (count := _read_count(file)) is not None:
+            return count
+    return None
+
+
+def _candidates(root: Path, own: Path) -> list[Path]:
+    """In a container the group is mounted at the root; elsewhere its path stands in /proc/self/cgroup."""
+    files = [root / V2_FILE, root / "memory" / V1_FILE]
+    if own.exists():
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                files.insert(0, root / path.lstrip("/") / V2_FILE)
+            elif "memory" in controllers.split(","):
+                files.insert(0, root / "memory" / path.lstrip("/") / V1_FILE)
+    return files
+
+
+def _read_count(file: Path) -> int | None:
+    try:
+        words = dict(line.split(maxsplit=1) for line in file.read_text().splitlines())
+        return int(words["oom_kill"])
+    except (OSError, KeyError, ValueError):
+        return None
