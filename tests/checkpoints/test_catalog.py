@@ -1,4 +1,4 @@
-"""What counts as a checkpoint, which one is taken, and what is kept; on folders, since the store hides the difference."""
+"""What counts as a checkpoint, which one is taken, and what is kept; on folders: the store hides the difference."""
 
 from __future__ import annotations
 
