@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.checkpoints.interrupted import EVERY, STEPS
 
 ROOT = Path(__file__).parents[2]
