@@ -1,9 +1,9 @@
 """A training run that is killed and resumed, in processes of its own; run by test_resume.py.
 
 Usage: interrupted.py FOLDER SCENARIOS where SCENARIOS is JSON: name -> list of kills, each `step:N` (SIGKILL as soon as
-step N is done), `upload:N` (SIGKILL while the checkpoint of step N is on its way) or `none` (it runs to its end). The run
-is started again after each, and at last runs to its end. Prints for each scenario the SHA-256 of the final weights and the
-step from which the last start went on, as JSON. One process for all, since importing the libraries takes longest.
+step N is done), `upload:N` (SIGKILL while the checkpoint of step N is on its way) or `none` (it runs to its end). The
+run is started again after each, and at last runs to its end. Prints for each scenario the SHA-256 of the final weights
+and the step from which the last start went on, as JSON. One process for all: importing the libraries takes longest.
 """
 
 from __future__ import annotations
