@@ -58,12 +58,9 @@ class Change:
 
 def admit_by_crd(obj: Object, old: Object | None) -> Object:
     """Schema, defaults and CEL of the CRD."""
-    try:
-        from finetune_operator.validation import admit  # heavy: the CEL engine
-    except ModuleNotFoundError:  # TEMPORARY: until the validator is there
-        return obj
-    admitted: Object = admit(obj, old)
-    return admitted
+    from finetune_operator.validation import admit  # heavy: the CEL engine
+
+    return admit(obj, old)
 
 
 def utc_now() -> datetime:
@@ -113,8 +110,7 @@ class MemoryCluster:
     # --- the port ----------------------------------------------------------------------------------------------------
 
     async def read(self, kind: Kind, key: Key) -> Object | None:
-        found: Object | None = clone(self._objects[kind.kind].get(key))
-        return found
+        return self.get(kind, key)
 
     async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> list[Object]:
         objects = self._objects[kind.kind].items()
@@ -133,7 +129,7 @@ class MemoryCluster:
         self._store("ADDED", new)
         if self._is_orphan(new):
             self._remove_gracefully(new, None)
-        return self._answer(new)
+        return _copy(new)
 
     async def apply(self, obj: Object) -> Object:
         current = self._objects[obj["kind"]].get(key_of(obj))
@@ -183,6 +179,11 @@ class MemoryCluster:
 
     # --- for the controllers on the server's side --------------------------------------------------------------------
 
+    def get(self, kind: Kind, key: Key) -> Object | None:
+        """As `read`, without a wait."""
+        found: Object | None = clone(self._objects[kind.kind].get(key))
+        return found
+
     def set_status(self, kind: Kind, key: Key, status: Object) -> None:
         """Replace the status of an object, as kubelet and Job controller do; nothing happens when it is gone."""
         current = self._objects[kind.kind].get(key)
@@ -219,12 +220,12 @@ class MemoryCluster:
             new = self._admitted(new, clone(current))
             check_update(current, new)
         if new == current:
-            return self._answer(current)
+            return _copy(current)
         if new.get("spec") != current.get("spec") and "generation" in new["metadata"]:
             new["metadata"]["generation"] += 1
         self._store("MODIFIED", new)
         self._finalize(new)
-        return self._answer(new)
+        return _copy(new)
 
     def _keep_what_is_the_servers(self, current: Object, new: Object, subresource: str | None) -> None:
         for field in ("uid", "resourceVersion", "creationTimestamp", "generation", "deletionTimestamp"):
@@ -250,10 +251,6 @@ class MemoryCluster:
         if self._state is not None:
             objects = [obj for of_kind in self._objects.values() for obj in of_kind.values()]
             self._state.save({"version": self._version, "objects": objects})
-
-    def _answer(self, obj: Object) -> Object:
-        answer: Object = clone(obj)
-        return answer
 
     def _remove_gracefully(self, obj: Object, grace_seconds: int | None) -> None:
         """Pods end first; everything else is gone at once."""
@@ -301,3 +298,8 @@ class MemoryCluster:
 
 def _is_owned_by(obj: Object, uid: str) -> bool:
     return any(owner["uid"] == uid for owner in obj["metadata"].get("ownerReferences", []))
+
+
+def _copy(obj: Object) -> Object:
+    copy: Object = clone(obj)
+    return copy
