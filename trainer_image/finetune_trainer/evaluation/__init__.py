@@ -1,0 +1,1 @@
+"""How good the model is on rows that it does not learn from, before and after training."""

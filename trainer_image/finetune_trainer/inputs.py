@@ -1,0 +1,73 @@
+"""What the run reads: the model's files and the dataset's files, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.contract import Stage
+from finetune_api.job import DatasetSpec
+from finetune_trainer.data.sources import NamedFile
+from finetune_trainer.errors import DataError, UsageError
+from finetune_trainer.model import ModelFile, digest, needed
+from finetune_trainer.runtime import Context
+from finetune_trainer.storage import MissingError, Store
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """The base model's folder, and the name of exactly this content."""
+
+    folder: Path
+    digest: str
+
+
+def fetch_model(context: Context, store: Store) -> BaseFiles:
+    """Bring the model's files here; those of volumes and folders stay where they are.
+
+    Raises:
+        UsageError: there is no model that can be trained.
+    """
+    uri = context.job.spec.model.uri.rstrip("/")
+    try:
+        infos = {info.uri[len(uri) + 1 :]: info for info in store.list(uri + "/")}
+        files = needed([ModelFile(name, info.size, info.etag) for name, info in infos.items() if "/" not in name], uri)
+        folder = context.scratch / "model"
+        for file in files:
+            store.download(infos[file.name].uri, folder, _reported(context, f"model {file.name}"))
+    except MissingError as error:
+        raise UsageError(f"spec.model.uri: {error.message}", error.advice) from error
+    return BaseFiles(store.folder(uri + "/", folder), digest(files))
+
+
+def fetch_dataset(context: Context, store: Store) -> tuple[list[NamedFile], list[NamedFile]]:
+    """Bring the files of the dataset, and of the held-out one where it has an address of its own.
+
+    Raises:
+        DataError: an address means no file.
+    """
+    spec: DatasetSpec = context.job.spec.dataset
+    train = _fetch_files(context, store, "dataset.uri", spec.uri, "dataset")
+    held_out = spec.validation.uri if spec.validation else None
+    if held_out is None:
+        return train, []
+    return train, _fetch_files(context, store, "dataset.validation.uri", held_out, "validation")
+
+
+def _fetch_files(context: Context, store: Store, field: str, uri: str, name: str) -> list[NamedFile]:
+    try:
+        infos = store.list(uri)
+        paths = store.download(uri, context.scratch / name, _reported(context, name))
+    except MissingError as error:
+        raise DataError(f"spec.{field}: {error.message}", error.advice) from error
+    return [NamedFile(info.uri, path) for info, path in zip(infos, paths, strict=True)]
+
+
+def _reported(context: Context, what: str) -> Callable[[int, int, int, int], None]:
+    def report(done: int, total: int, files: int, all_files: int) -> None:
+        context.stop.check()
+        shown = f"{what} {files}/{all_files} files, {done / 2**20:,.1f} of {total / 2**20:,.1f} MiB"
+        context.reporter.stage(Stage.DOWNLOADING, shown)
+
+    return report

@@ -1,0 +1,93 @@
+"""The model card that is delivered with an adapter or model."""
+
+from __future__ import annotations
+
+import json
+
+from finetune_trainer.report.facts import Report
+
+CARD = """---
+base_model: {base}
+library_name: {library}
+pipeline_tag: text-generation
+tags: [fine-tuned, {strategy}]
+---
+
+# {job}
+
+`{base}`, fine-tuned with the strategy {strategy} for the task {task}.
+
+## How to load it
+
+```python
+{loading}
+```
+
+## Data
+
+Trained on `{dataset}`: {rows}. Licences and personal data of these rows were not examined.
+
+## Parameters
+
+{trainable:,} of {total:,} parameters were trained, for {steps} optimizer steps ({tokens:,} tokens).
+
+```json
+{parameters}
+```
+
+## Metrics
+
+{metrics}
+
+## Limits
+
+What the base model gets wrong, the tuned model may get wrong too; and outside of what its training data shows it may be
+worse than the base. The metrics above were measured on rows of the same kind as the training data only.
+"""
+
+LOADING = {
+    "adapter": (
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("<base model>"), "<this folder>")'
+    ),
+    "model": (
+        'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("<this folder>")'
+    ),
+}
+
+
+def card(report: Report, kind: str) -> str:
+    """The card, in Markdown with the front matter that hubs read.
+
+    Args:
+        kind: `adapter` or `model`: which of the two folders it lies in.
+    """
+    spec, result = report.spec, report.result
+    rows = report.data.get("rows", {})
+    return CARD.format(
+        base=spec["model"]["uri"],
+        library="peft" if kind == "adapter" else "transformers",
+        strategy=spec["strategy"]["type"],
+        job=result.job,
+        task=spec["task"]["type"],
+        loading=LOADING[kind],
+        dataset=spec["dataset"]["uri"],
+        rows=", ".join(f"{count:,} rows for {name}" for name, count in rows.items()) or "see report.json",
+        trainable=result.trainable_parameters,
+        total=result.total_parameters,
+        steps=result.steps,
+        tokens=result.tokens,
+        parameters=json.dumps({name: spec[name] for name in ("strategy", "hyperparameters")}, indent=1),
+        metrics=_metrics(report),
+    )
+
+
+def _metrics(report: Report) -> str:
+    result = report.result
+    if not result.metrics:
+        return "There were no held-out rows."
+    lines = [
+        f"| {name} | {result.baseline.get(name, float('nan')):.4g} | {value:.4g} |"
+        for name, value in sorted(result.metrics.items())
+    ]
+    return "\n".join(["| held-out rows | base model | tuned |", "|---|---|---|", *lines])

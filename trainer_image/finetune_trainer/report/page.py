@@ -1,0 +1,82 @@
+"""The report as one HTML file without scripts and without anything from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from finetune_trainer.report.facts import Report
+from finetune_trainer.report.svg import line_chart
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1f2933}
+h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
+table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd;
+vertical-align:top}pre{white-space:pre-wrap;background:#f5f7fa;padding:.6rem;border-radius:4px}
+svg{width:100%;font-size:11px}figure{margin:1rem 0}.better{color:#15803d}
+"""
+
+
+def page(report: Report) -> str:
+    """The whole page."""
+    result = report.result
+    title = f"Fine-tuning {escape(result.job)}"
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>",
+        f"<h1>{title}</h1>",
+        _table(_summary(report)),
+        "<h2>Held-out rows, before and after</h2>" + _metrics(report) if result.metrics else "",
+        "<h2>Curves</h2>"
+        + line_chart("Loss", {"training": report.curve("loss"), "held-out": report.curve("eval_loss")})
+        + line_chart("Learning rate", {"learning rate": report.curve("learning_rate")}),
+        "<h2>Answers to held-out prompts</h2>" + _samples(result.samples) if result.samples else "",
+        "<h2>Data</h2>" + _tree(report.data),
+        "<h2>Settings</h2>" + _tree(report.spec),
+        "<h2>Versions</h2>" + _table(result.versions.items()),
+    ]
+    return "".join(parts)
+
+
+def _summary(report: Report) -> list[tuple[str, Any]]:
+    result = report.result
+    return [
+        ("Base model", report.spec["model"]["uri"]),
+        ("Strategy", report.spec["strategy"]["type"]),
+        ("Output", result.output.uri),
+        ("Steps", result.steps),
+        ("Tokens", f"{result.tokens:,}"),
+        ("Training time", f"{result.train_seconds:,.0f} s"),
+        ("Trainable parameters", f"{result.trainable_parameters:,} of {result.total_parameters:,}"),
+        *(("Warning", warning) for warning in report.warnings),
+    ]
+
+
+def _metrics(report: Report) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(name)}<td>{report.result.baseline.get(name, float('nan')):.4g}<td><b>{value:.4g}</b>"
+        for name, value in sorted(report.result.metrics.items())
+    )
+    return f"<table><tr><th>Metric<th>Base model<th>Tuned{rows}</table>"
+
+
+def _samples(samples: list[dict[str, str]]) -> str:
+    return "".join(
+        f"<table><tr><th>Prompt<td><pre>{escape(sample['prompt'])}</pre><tr><th>Expected<td><pre>"
+        f"{escape(sample['reference'])}</pre><tr><th>Before<td><pre>{escape(sample['before'])}</pre><tr><th>After<td>"
+        f"<pre>{escape(sample['after'])}</pre></table>"
+        for sample in samples
+    )
+
+
+def _tree(value: Any) -> str:
+    if isinstance(value, dict):
+        return _table(value.items(), _tree)
+    if isinstance(value, list):
+        return "<br>".join(_tree(item) for item in value)
+    text = escape(str(value))
+    return f"<pre>{text}</pre>" if "\n" in text else text
+
+
+def _table(rows: Iterable[tuple[str, Any]], cell: Any = lambda value: escape(str(value))) -> str:
+    return "<table>" + "".join(f"<tr><th>{escape(str(name))}<td>{cell(value)}" for name, value in rows) + "</table>"

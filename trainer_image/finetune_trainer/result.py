@@ -1,0 +1,101 @@
+"""The output's folder as a whole: whose it is, what is known already, and the result that is written last."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from finetune_api.common import Message
+from finetune_api.contract import Result
+from finetune_api.job import FineTuneJob
+from finetune_trainer.errors import UsageError
+from finetune_trainer.storage import MissingError, Store
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "finetune-operator")
+
+
+class Baseline(Message):
+    """The model before training: measured once for a job, since a restart has no untrained model's time to lose."""
+
+    uid: str
+    metrics: dict[str, float] = {}
+    answers: list[str] = Field([], description="To the held-out prompts, in their order.")
+
+
+class Output:
+    """`output.uri` of one job."""
+
+    def __init__(self, store: Store, job: FineTuneJob) -> None:
+        self._store = store
+        self._job = job
+        self.root = job.spec.output.uri.rstrip("/")
+
+    def finished(self) -> Result | None:
+        """The result of this very job, if an earlier attempt has delivered it.
+
+        Raises:
+            UsageError: the folder holds another job's result, which is never overwritten.
+        """
+        data = self._read("result.json")
+        if data is None:
+            return None
+        try:
+            result = Result.model_validate_json(data)
+        except ValidationError as error:
+            raise UsageError(
+                f"spec.output.uri: {self.root}/result.json is not ours: {error.error_count()} fields are wrong",
+                "name another output.uri",
+            ) from error
+        if result.uid != self._job.metadata.uid:
+            raise UsageError(
+                f"spec.output.uri: {self.root} holds the result of another job ({result.job}, uid {result.uid})",
+                "name another output.uri, or delete that folder if its content is no longer needed",
+            )
+        return result
+
+    def baseline(self) -> Baseline | None:
+        """What an earlier attempt of this job measured before training."""
+        data = self._read("report/baseline.json")
+        try:
+            baseline = Baseline.model_validate_json(data) if data else None
+        except ValidationError:
+            return None
+        return baseline if baseline and baseline.uid == self._job.metadata.uid else None
+
+    def keep_baseline(self, baseline: Baseline) -> None:
+        self.write("report/baseline.json", baseline)
+
+    def write(self, name: str, message: Message) -> None:
+        """Write a message as JSON under the folder."""
+        self.write_text(name, message.model_dump_json(by_alias=True, exclude_none=True, indent=1))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file under the folder."""
+        self._store.write_bytes(f"{self.root}/{name}", text.encode())
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self._store.read_bytes(f"{self.root}/{name}")
+        except MissingError:
+            return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except ModuleNotFoundError:
+            continue
+    return found
+
+
+def samples(prompts: list[Any], before: list[str], after: list[str]) -> list[dict[str, str]]:
+    """Held-out prompts with the expected answer, and the model's before and after."""
+    return [
+        {"prompt": sample.prompt, "reference": sample.reference, "before": old, "after": new}
+        for sample, old, new in zip(prompts, before, after, strict=True)
+    ]

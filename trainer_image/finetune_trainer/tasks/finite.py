@@ -1,0 +1,39 @@
+"""Steps that are not finite are never taken."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune_trainer.errors import DivergedError
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+
+class FiniteStepsMixin(_Base):
+    """Mix in before a Trainer class: a loss or gradient that is not finite ends the run before it reaches a weight."""
+
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        loss = super().training_step(*arguments, **named)
+        if self.accelerator.scaler is not None and not torch.isfinite(loss):
+            raise self._diverged("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        # A loss that is not finite shows here too, at one look a step. With loss scaling (float16) infinite gradients
+        # are part of the search for the scale, so there the loss is looked at.
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
+            raise self._diverged("gradient", norm)
+        return norm
+
+    def _diverged(self, what: str, value: Any) -> DivergedError:
+        return DivergedError(
+            f"the {what} became {float(value)} in step {self.state.global_step + 1}; that step was not taken",
+            "lower hyperparameters.learningRate, lengthen the warm-up, or set maxGradNorm to 1; with model.dtype "
+            "float16 try bfloat16",
+        )
