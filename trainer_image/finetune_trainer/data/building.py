@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from finetune_api.job import DatasetFormat, DatasetSpec, InvalidRowPolicy, TaskT
 from finetune_trainer.data import sources
 from finetune_trainer.data.encoding import Encoder
 from finetune_trainer.data.formats import FORMATS, Canonical, Format, detect
+from finetune_trainer.data.masks import Masker
 from finetune_trainer.data.packing import pack
 from finetune_trainer.data.problems import Problem, Problems
 from finetune_trainer.data.readers import Row
@@ -89,9 +91,12 @@ class Builder:
         items = sources.read(files)
         head = list(islice(items, DETECTION_ROWS))
         tally = Tally(self._format(head).name)
-        encoder = Encoder(self.tokenizer, self.template, tally.format, self.max_length)
-        with RowWriter(folder / f"{part}.arrow") as writer:
-            results = encode_all(encoder, chain(head, items), self.processes)
+        encoder = Encoder(Masker.of(self.tokenizer), self.template, tally.format, self.max_length)
+        # closing: a callback that raises must not leave processes behind.
+        with (
+            RowWriter(folder / f"{part}.arrow") as writer,
+            closing(encode_all(encoder, chain(head, items), self.processes)) as results,
+        ):
             for source, (_, result) in enumerate(results):
                 tally.add(result)
                 if not isinstance(result, Problem):

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.data.conversations import Conversation
 from finetune_trainer.data.formats import FORMATS, Completion
-from finetune_trainer.data.masks import Ids, Mask, Supervised, tokenise
+from finetune_trainer.data.masks import Ids, Mask, Masker, Supervised
 from finetune_trainer.data.problems import Problem, RowError
 from finetune_trainer.data.readers import Row
 from finetune_trainer.data.templates import ChatTemplate
@@ -42,7 +41,7 @@ class Encoded:
 class Encoder:
     """Everything that is needed to encode rows; can be pickled, and is the same in every process."""
 
-    tokenizer: PreTrainedTokenizerBase
+    masker: Masker
     template: ChatTemplate | None
     format: str
     max_length: int
@@ -51,7 +50,7 @@ class Encoder:
         """One result for each row, in order; what is a problem already stays one."""
         items = [row if isinstance(row, Problem) else self._supervised(row) for row in rows]
         texts = [item for item in items if isinstance(item, Supervised)]
-        pairs = iter(tokenise(self.tokenizer, texts) if texts else [])
+        pairs = iter(self.masker(texts) if texts else [])
         return [
             item if isinstance(item, Problem) else self._checked(row, item, *next(pairs))
             for row, item in zip(rows, items, strict=True)
@@ -85,11 +84,13 @@ class Encoder:
         return Encoded([(ids[: self.max_length], labels)], len(ids), max(0, len(ids) - self.max_length), open_turns)
 
     def _split(self, row: Row | Problem, ids: Ids, mask: Mask) -> Encoded | Problem:
-        """A long text is many rows: unlike an answer without its question, its later parts are as good as the first."""
-        places = range(0, len(ids), self.max_length)
+        """A long text is many rows: unlike an answer without its question, its later parts are as good as the first.
+
+        Each begins with the last token of the one before, so that every token is learned once.
+        """
+        places = range(0, len(ids) - 1, self.max_length - 1)
         stretches = [slice(place, place + self.max_length) for place in places]
         parts = [(ids[stretch], _labels(ids[stretch], mask[stretch])) for stretch in stretches]
-        parts = [(part, labels) for part, labels in parts if _learns(labels)]
         if not parts:
             return Problem(row.file, row.line, f"the text has {len(ids)} token, and learning takes two")
         return Encoded(parts, len(ids))

@@ -51,7 +51,7 @@ class Format:
 
 def messages(row: dict[str, Any]) -> Conversation:
     """OpenAI's chat format: `messages` with role and content, `tools` and tool_calls kept."""
-    field = "messages" if "messages" in row else "conversations"
+    field = "conversations" if "conversations" in row and "messages" not in row else "messages"
     conversation = Conversation(openai_messages(row, field), tools_of(row))
     check_order(conversation.messages, field)
     return conversation

@@ -14,6 +14,8 @@ from finetune_trainer.data.templates import Span
 
 Ids = NDArray[np.int32]
 Mask = NDArray[np.bool_]
+Stretch = tuple[str, bool]
+"""A piece of text, and whether it is learned."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,63 @@ class Supervised:
     alone: bool
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, items: Sequence[Supervised]) -> list[tuple[Ids, Mask]]:
-    """Token ids and masks, one pair for each item; a token is learned when any of its characters is."""
-    texts = [item.text for item in items]
-    encoded = tokenizer(
-        texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-    )
-    lead = lead_ids(tokenizer)
-    pairs = zip(items, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [_finished(tokenizer, item, lead, *_masked(tokenizer, item, ids, offsets)) for item, ids, offsets in pairs]
+@dataclass(frozen=True)
+class Masker:
+    """Tokenises texts with their masks. Can be pickled.
+
+    Attributes:
+        lead: the BOS that this tokenizer puts before a text that stands alone, or nothing.
+        in_pieces: whether the tokenizer takes a text in pieces. If so, question and answer are tokenised apart, as
+            they are when the model is used: the prompt is complete before a word of the answer is there. If not
+            (sentence-piece tokenizers put a space before every piece), they are tokenised together, and a token that
+            belongs to both is learned.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    lead: list[int]
+    in_pieces: bool
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Masker:
+        return cls(tokenizer, lead_ids(tokenizer), _takes_pieces(tokenizer))
+
+    def __call__(self, items: Sequence[Supervised]) -> list[tuple[Ids, Mask]]:
+        """Token ids and masks, one pair for each item."""
+        pairs = self._pieces(items) if self.in_pieces else self._wholes(items)
+        return [self._finished(item, *pair) for item, pair in zip(items, pairs, strict=True)]
+
+    def _pieces(self, items: Sequence[Supervised]) -> list[tuple[Ids, Mask]]:
+        stretches = [_stretches(item) for item in items]
+        flat = [text for row in stretches for text, _ in row]
+        encoded = iter(
+            self.tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        )
+        return [_joined([(next(encoded), learned) for _, learned in row]) for row in stretches]
+
+    def _wholes(self, items: Sequence[Supervised]) -> list[tuple[Ids, Mask]]:
+        encoded = self.tokenizer(
+            [item.text for item in items],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        rows = zip(items, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return [(np.asarray(ids, dtype=np.int32), _touched(item.spans, offsets)) for item, ids, offsets in rows]
+
+    def _finished(self, item: Supervised, ids: Ids, mask: Mask) -> tuple[Ids, Mask]:
+        if not item.alone:
+            return ids, mask
+        eos = self.tokenizer.eos_token_id
+        tail = [] if len(ids) and ids[-1] == eos else [eos]
+        ids = np.concatenate([self.lead, ids, tail]).astype(np.int32)
+        return ids, np.concatenate([np.zeros(len(self.lead), bool), mask, np.ones(len(tail), bool)])
+
+
+def lead_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The BOS that this tokenizer puts before a text, or nothing."""
+    ids = tokenizer("")["input_ids"]
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
 def rendered_sample(tokenizer: PreTrainedTokenizerBase, ids: Ids, mask: Mask) -> str:
@@ -44,61 +94,37 @@ def rendered_sample(tokenizer: PreTrainedTokenizerBase, ids: Ids, mask: Mask) ->
     return "".join(f"[[{text}]]" if mask[start] else text for text, (start, _) in zip(texts, stretches, strict=True))
 
 
-def _masked(
-    tokenizer: PreTrainedTokenizerBase, item: Supervised, ids: list[int], offsets: list[Span]
-) -> tuple[Ids, Mask]:
-    whole = np.asarray(ids, dtype=np.int32)
-    starts, ends, previous = _stretches(offsets)
-    borders = np.unique([place for span in item.spans for place in span])
-    if any(np.any((previous < border) & (border < ends)) for border in borders):
-        pieces = _pieced(tokenizer, item, borders.tolist())
-        # Tokenizers that put a space before every text cannot be given pieces: then the shared token is learned.
-        if tokenizer.decode(pieces[0].tolist()) == tokenizer.decode(ids):
-            return pieces
-    mask = np.zeros(len(whole), dtype=bool)
-    for start, end in item.spans:
+def _takes_pieces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    pairs = [("a", "b"), ("a\n", "b"), ("a:", " b"), ("a", "\n b")]
+    return all(tokenizer.decode(ids(one) + ids(other)) == one + other for one, other in pairs)
+
+
+def _stretches(item: Supervised) -> list[Stretch]:
+    """The text cut where learning begins and ends."""
+    cuts = sorted({0, len(item.text), *(place for span in item.spans for place in span)})
+    learned = {start for start, _ in item.spans}
+    return [(item.text[start:end], start in learned) for start, end in pairwise(cuts)]
+
+
+def _joined(pieces: list[tuple[list[int], bool]]) -> tuple[Ids, Mask]:
+    ids = [token for piece, _ in pieces for token in piece]
+    mask = np.repeat([learned for _, learned in pieces], [len(piece) for piece, _ in pieces])
+    return np.asarray(ids, dtype=np.int32), mask.astype(bool)
+
+
+def _touched(spans: list[Span], offsets: list[Span]) -> Mask:
+    """Which tokens hold any character of the spans.
+
+    A token of nothing but space may have an empty stretch, since leading space is left out of the offsets; it then
+    reaches back to the token before it.
+    """
+    starts, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    before = np.maximum.accumulate(np.concatenate([[0], ends]))[:-1]
+    starts = np.where(starts < ends, starts, before)
+    mask = np.zeros(len(starts), dtype=bool)
+    for start, end in spans:
         mask |= (starts < end) & (ends > start)
-    return whole, mask
-
-
-def _stretches(offsets: list[Span]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """First characters, ends, and the ends of the tokens before.
-
-    Byte-level tokenizers leave leading space out of their offsets, and a token of nothing but space gets an empty
-    stretch: it then reaches back to the token before it.
-    """
-    table = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    starts, ends = table[:, 0], table[:, 1]
-    previous = np.maximum.accumulate(np.concatenate([[0], ends]))[:-1]
-    return np.where(starts < ends, starts, previous), ends, previous
-
-
-def _pieced(tokenizer: PreTrainedTokenizerBase, item: Supervised, borders: list[int]) -> tuple[Ids, Mask]:
-    """Tokenised stretch by stretch: where one token would hold both the question's end and the answer's beginning.
-
-    Text is generated after a prompt that was tokenised alone, so this is what the model meets when it is used.
-    """
-    cuts = [0, *borders, len(item.text)]
-    stretches = [(start, end) for start, end in pairwise(cuts) if start < end]
-    encoded = tokenizer([item.text[start:end] for start, end in stretches], add_special_tokens=False, verbose=False)
-    ids, mask = [], []
-    for (start, _), piece in zip(stretches, encoded["input_ids"], strict=True):
-        ids += piece
-        mask += [any(first <= start < end for first, end in item.spans)] * len(piece)
-    return np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=bool)
-
-
-def lead_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The BOS that this tokenizer puts before a text, or nothing."""
-    ids = tokenizer("")["input_ids"]
-    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
-
-
-def _finished(
-    tokenizer: PreTrainedTokenizerBase, item: Supervised, lead: list[int], ids: Ids, mask: Mask
-) -> tuple[Ids, Mask]:
-    if not item.alone:
-        return ids, mask
-    tail = [] if len(ids) and ids[-1] == tokenizer.eos_token_id else [tokenizer.eos_token_id]
-    ids = np.concatenate([lead, ids, tail]).astype(np.int32)
-    return ids, np.concatenate([np.zeros(len(lead), bool), mask, np.ones(len(tail), bool)])
+    return mask

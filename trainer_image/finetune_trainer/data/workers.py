@@ -12,7 +12,7 @@ import pickle
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import chain, islice
@@ -31,7 +31,7 @@ INLINE_ROWS = 2000
 
 def encode_all(
     function: Callable[[list[Given]], list[Made]], rows: Iterable[Given], processes: int
-) -> Iterator[tuple[Given, Made]]:
+) -> Generator[tuple[Given, Made], None, None]:
     """(row, result) for every row, in order, whatever the number of processes.
 
     Args:
