@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import shutil
 import tempfile
@@ -21,6 +22,8 @@ from finetune_api import contract
 from finetune_operator.cluster.seaweed import Identity, Seaweed
 
 HOST = "127.0.0.1"
+BLOCK = 64 * 1024
+REQUEST_LINE = re.compile(rb"((?:GET|HEAD|PUT|POST|DELETE) \S+) HTTP/1\.1\r\n")
 
 
 @dataclass(frozen=True)
@@ -84,23 +87,27 @@ def running_s3_server() -> Iterator[S3Server]:
 class Proxy:
     """A TCP proxy on loopback. Every fault it makes is one of the network: nothing in the client is replaced.
 
-    `down` refuses connections and breaks those that are open, `stall` keeps them open and silent, `up` heals all.
-    `after` does something when so many more bytes have passed; `flip` spoils answers.
+    `down` refuses connections and breaks those that are open, `stall` keeps them open and silent, `up` heals both.
+    `after` does something when so many more bytes have passed, `flip` spoils answers, `lose_answer_to` loses one.
+    `requests` holds method and path of each request that came through, `passed_bytes` counts both directions.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, host: str = HOST) -> None:
         parts = urlsplit(target)
+        self._host = host
         self._target = str(parts.hostname), int(parts.port or 80)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._flowing = asyncio.Event()
+        self._held = asyncio.Event()
         self._flips = 0
-        self._trigger: tuple[int, Callable[[], None]] | None = None
+        self._lose: re.Pattern[bytes] | None = None
+        self._trigger: tuple[int, Callable[[], object]] | None = None
         self.port = 0
         self.passed_bytes = 0
-        self.connections = 0
+        self.requests: list[str] = []
 
     def __enter__(self) -> Proxy:
         self._thread.start()
@@ -115,7 +122,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     def up(self) -> None:
         self._run(self._up())
@@ -130,8 +137,8 @@ class Proxy:
         """Change a byte in each of the next `times` large blocks on their way to the client."""
         self._flips = times
 
-    def after(self, count: int, action: Callable[[], None]) -> None:
-        """Call `action`, in a thread of its own, as soon as `count` more bytes have passed in either direction."""
+    def after(self, count: int, action: Callable[[], object]) -> None:
+        """Call `action` when `count` more bytes have passed in either direction; nothing passes until it returns."""
         self._trigger = self.passed_bytes + count, action
 
     def down_for(self, seconds: float) -> None:
@@ -139,13 +146,23 @@ class Proxy:
         self.down()
         self._loop.call_soon_threadsafe(self._loop.call_later, seconds, lambda: self._loop.create_task(self._up()))
 
+    def stall_for(self, seconds: float) -> None:
+        """Silent now, heals by itself."""
+        self.stall()
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, self._flowing.set)
+
+    def lose_answer_to(self, request: bytes) -> None:
+        """Break the connection on which the next request that matches this regular expression is answered."""
+        self._lose = re.compile(request)
+
     def _run(self, coroutine: Any) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _up(self) -> None:
         self._flowing.set()
+        self._held.set()
         if self._server is None:
-            self._server = await asyncio.start_server(self._serve, HOST, self.port)
+            self._server = await asyncio.start_server(self._serve, self._host, self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def _down(self) -> None:
@@ -156,17 +173,15 @@ class Proxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
         except OSError:
             writer.transport.abort()
             return
         self._writers |= {writer, far_writer}
+        lost = asyncio.Event()
         try:
-            await asyncio.gather(
-                self._pump(reader, far_writer, spoil=False), self._pump(far_reader, writer, spoil=True)
-            )
+            await asyncio.gather(self._requests(reader, far_writer, lost), self._answers(far_reader, writer, lost))
         except OSError:
             pass  # either side went away: the other one is told by the abort below
         finally:
@@ -174,19 +189,37 @@ class Proxy:
             for end in (writer, far_writer):
                 end.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, spoil: bool) -> None:
-        while data := await reader.read(64 * 1024):
-            await self._flowing.wait()
-            if spoil and self._flips and len(data) > 8192:
-                self._flips -= 1
-                data = data[:-1] + bytes([data[-1] ^ 1])  # the end of a large block is body, not header
-            writer.write(data)
-            await writer.drain()
-            self._count(len(data))
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lost: asyncio.Event) -> None:
+        while data := await reader.read(BLOCK):
+            if line := REQUEST_LINE.match(data):
+                self.requests.append(line[1].decode())
+            if self._lose and self._lose.search(data):
+                self._lose = None
+                lost.set()
+            await self._pass(data, writer)
         writer.write_eof()
 
-    def _count(self, count: int) -> None:
-        self.passed_bytes += count
+    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lost: asyncio.Event) -> None:
+        while data := await reader.read(BLOCK):
+            if lost.is_set():
+                raise ConnectionResetError
+            if self._flips and len(data) > 8192:
+                self._flips -= 1
+                data = data[:-1] + bytes([data[-1] ^ 1])  # the end of a large block is body, not header
+            await self._pass(data, writer)
+        writer.write_eof()
+
+    async def _pass(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        await self._flowing.wait()
+        await self._held.wait()
+        writer.write(data)
+        await writer.drain()
+        self.passed_bytes += len(data)
         if self._trigger and self.passed_bytes >= self._trigger[0]:
             action, self._trigger = self._trigger[1], None
-            threading.Thread(target=action, daemon=True).start()
+            self._held.clear()
+            self._loop.run_in_executor(None, self._act, action)
+
+    def _act(self, action: Callable[[], object]) -> None:
+        action()
+        self._loop.call_soon_threadsafe(self._held.set)

@@ -5,13 +5,12 @@ Messages are built from codes and names only, never from requests, so no credent
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from botocore import exceptions as aws
 from urllib3.exceptions import HTTPError
 
 from finetune_trainer.errors import PermissionRefusedError, TrainerError, UsageError
 from finetune_trainer.storage.errors import ChangedError, MissingContainerError, MissingError, TransientError
+from finetune_trainer.storage.settings import host_of
 from finetune_trainer.storage.uris import Location
 
 PERMISSIONS = {
@@ -121,9 +120,3 @@ def _other(code: str, message: str, answered: str) -> Exception:
     if code in WRONG_REGION:
         return UsageError(f"{answered}: the bucket is in another region", "set storage.s3.region to it")
     return TrainerError(f"{answered}: {message}")
-
-
-def host_of(endpoint: str) -> str:
-    """Host and port alone: a URL could carry a password."""
-    parts = urlsplit(endpoint)
-    return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from finetune_api import contract
 from finetune_trainer.errors import UsageError
@@ -50,7 +51,7 @@ class S3Settings:
     session_token: str | None
 
     def __repr__(self) -> str:
-        return f"S3Settings(endpoint={self.endpoint!r}, region={self.region!r})"  # keys must not reach a log
+        return f"S3Settings(endpoint={host_of(self.endpoint or '')!r}, region={self.region!r})"  # no keys into a log
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> S3Settings:
@@ -62,7 +63,7 @@ class S3Settings:
         endpoint = environ.get(contract.ENV_S3_ENDPOINT) or None
         if endpoint and not endpoint.startswith(("http://", "https://")):
             raise UsageError(
-                f"{contract.ENV_S3_ENDPOINT} is `{endpoint}`, not a URL",
+                f"{contract.ENV_S3_ENDPOINT} is not a URL of http or https",
                 "set storage.s3.endpoint to http://host:port or https://host:port",
             )
         return cls(
@@ -74,6 +75,12 @@ class S3Settings:
             secret_key=environ.get(contract.ENV_S3_SECRET_ACCESS_KEY) or None,
             session_token=environ.get(contract.ENV_S3_SESSION_TOKEN) or None,
         )
+
+
+def host_of(endpoint: str) -> str:
+    """Host and port alone, for messages: a URL could carry a password."""
+    parts = urlsplit(endpoint)
+    return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
 
 
 def _path_style(value: str | None, endpoint: str | None) -> bool:
