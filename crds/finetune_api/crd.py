@@ -7,13 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from finetune_api.job import FineTuneJobSpec, ObjectMeta
-from finetune_api.job import FineTuneJob as Job
-from finetune_api.schema import Schema, structural, without_defaults
-from finetune_api.status import FineTuneJobStatus
-
-GROUP = "finetune.dev"
-VERSION = "v1alpha1"
+from finetune_api.contract import GROUP, VERSION
+from finetune_api.job import FineTuneJob
+from finetune_api.schema import RULES, Schema, structural, without_defaults
 
 
 def column(name: str, path: str, description: str, kind: str = "string", wide: bool = False) -> Schema:
@@ -42,8 +38,7 @@ JOB_COLUMNS = (
 @cache
 def job_schema() -> Schema:
     """The openAPIV3Schema of FineTuneJob. Shared by all callers: copy it before you change it."""
-    description = " ".join((Job.__doc__ or "").split())
-    return _root(description, FineTuneJobSpec, FineTuneJobStatus)
+    return _root(FineTuneJob)
 
 
 def build_crd() -> dict[str, Any]:
@@ -72,18 +67,21 @@ def build_crd() -> dict[str, Any]:
     }
 
 
-def _root(description: str, spec: type[BaseModel], status: type[BaseModel]) -> Schema:
-    """The top of every kind. A CRD may say nothing of metadata but the name's bounds: the rest is the server's."""
-    name = structural(ObjectMeta)["properties"]["name"]
+def _root(kind: type[BaseModel]) -> Schema:
+    """The top of a kind. A CRD may say nothing of metadata but the name's bounds: the rest is the server's."""
+    schema = structural(kind)
+    parts = schema["properties"]
+    name = {key: value for key, value in parts["metadata"]["properties"]["name"].items() if key != "description"}
     return {
-        "description": description,
+        "description": schema["description"],
         "type": "object",
         "required": ["spec"],
+        RULES: schema.get(RULES, []),
         "properties": {
             "apiVersion": {"description": f"{GROUP}/{VERSION}.", "type": "string"},
-            "kind": {"description": "Kind of the object.", "type": "string"},
+            "kind": {"description": f"{kind.__name__}.", "type": "string"},
             "metadata": {"type": "object", "properties": {"name": name}},
-            "spec": structural(spec),
-            "status": without_defaults(structural(status)),
+            "spec": parts["spec"],
+            "status": without_defaults(parts["status"]),
         },
     }

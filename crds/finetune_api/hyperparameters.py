@@ -32,12 +32,21 @@ class Hyperparameters(Message):
 
     model_config = ruled(
         cel(
-            "!has(self.packing) || !self.packing || !has(self.maxLength) || self.maxLength >= 16",
-            "packing needs a maxLength of at least 16",
+            "!has(self.packing) || !self.packing || self.maxLength >= 16",
+            "packing needs a maxLength of at least 16; raise maxLength or set packing: false",
+            at=".packing",
         ),
         cel(
-            "!(has(self.warmupSteps) && self.warmupRatio > 0.0)",
-            "set only one of warmupSteps and warmupRatio (warmupRatio: 0)",
+            "!has(self.warmupSteps) || self.warmupSteps == 0 || self.scheduler != 'constant'",
+            "the scheduler constant has no warm-up; set scheduler to constantWithWarmup, or remove warmupSteps",
+            at=".warmupSteps",
+        ),
+        # Taken and then ignored, they would mislead.
+        cel(
+            "!(self.optimizer in ['adafactor', 'sgd']) || "
+            "(self.beta1 == 0.9 && self.beta2 == 0.999 && self.epsilon == 1.0e-8)",
+            "beta1, beta2 and epsilon belong to the adamw optimizers; remove them, or set optimizer to adamw",
+            at=".optimizer",
         ),
     )
 
@@ -75,12 +84,12 @@ class Hyperparameters(Message):
         0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0."
     )
     warmup_steps: int | None = Field(
-        None, ge=0, le=10_000_000, description="Warm-up as a number of steps; then warmupRatio: 0."
+        None, ge=0, le=10_000_000, description="Warm-up as a number of steps, in place of warmupRatio."
     )
     weight_decay: float = Field(0.0, ge=0, le=10, description="Decoupled weight decay; biases and norms are exempt.")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    epsilon: float = Field(1e-8, gt=0, le=1)
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the mean of the gradients.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: decay of the mean of their squares.")
+    epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW: added to the denominator.")
     max_grad_norm: float = Field(
         1.0, ge=0, le=1_000_000, description="Gradients are clipped to this norm; 0: not at all."
     )

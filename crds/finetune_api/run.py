@@ -5,17 +5,46 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from finetune_api.common import Message, cel, not_yet, only, rules
+from finetune_api.affinity import Affinity, Toleration
+from finetune_api.common import As, Message, cel, form, not_yet, only, ruled, rules
+from finetune_api.names import LABELS, LabelValue, ObjectName
+from finetune_api.pod import PodTemplate
 
-QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
-Label = Annotated[str, Field(max_length=253)]
-ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+__all__ = ["Distributed", "PodTemplate", "Resources", "RunPolicy", "Scheduling", "StorageSpec", "Tracking"]
+
+AMOUNT = "([1-9][0-9]*([.][0-9]+)?|0[.][0-9]*[1-9][0-9]*)(m|k|Ki|M|Mi|G|Gi|T|Ti)?"
+Quantity = Annotated[
+    str,
+    # People write `cpu: 2`; Kubernetes takes it for "2", so it is taken here.
+    BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}], "maxLength": 32}),
+]
+
+
+def quantity(also: str = "") -> dict[str, Any]:
+    """The form of a Quantity, or one word beside it."""
+    pattern = f"^({also}|{AMOUNT})$" if also else f"^{AMOUNT}$"
+    hint = f"{also} or a quantity" if also else "a quantity"
+    return rules(
+        cel(
+            f"type(self) == string ? self.matches('{pattern}') : self > 0",
+            f"must be {hint} above 0, such as 2, 500m, 16Gi or 1.5T",
+        )
+    )
 
 
 class Resources(Message):
     """What each pod gets; one pod is one node's share of the job."""
+
+    model_config = ruled(
+        cel(
+            "!has(self.gpuProduct) || self.gpusPerNode > 0",
+            "resources.gpuProduct needs a GPU; set resources.gpusPerNode, or remove it",
+            at=".gpuProduct",
+        )
+    )
 
     nodes: int = Field(
         1,
@@ -33,23 +62,34 @@ class Resources(Message):
             cel("self <= 1", "more than one GPU is not supported yet; set resources.gpusPerNode to 0 or 1")
         ),
     )
-    gpu_resource: str = Field("nvidia.com/gpu", max_length=253, description="Name of the GPUs' extended resource.")
+    gpu_resource: str = Field(
+        "nvidia.com/gpu",
+        max_length=253,
+        description="Name of the GPUs' extended resource.",
+        json_schema_extra=rules(
+            form("^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-A-Za-z0-9_.]+$", "must be an extended resource: domain/name")
+        ),
+    )
     gpu_product: str | None = Field(
-        None, max_length=63, description="Only nodes whose label nvidia.com/gpu.product has this value."
+        None,
+        min_length=1,
+        max_length=63,
+        description="Only nodes whose label nvidia.com/gpu.product has this value.",
+        json_schema_extra=rules(
+            form("^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", "must be a label's value, such as NVIDIA-A100-SXM4-80GB")
+        ),
     )
-    cpu: str = Field("2", pattern=QUANTITY, max_length=32, description="CPU request of a pod.")
-    memory: str = Field("8Gi", pattern=QUANTITY, max_length=32, description="Memory request and limit of a pod.")
-    scratch: str = Field(
+    cpu: Quantity = Field("2", description="CPU request of a pod.", json_schema_extra=quantity())
+    memory: Quantity = Field("8Gi", description="Memory request and limit of a pod.", json_schema_extra=quantity())
+    scratch: Quantity = Field(
         "50Gi",
-        pattern=QUANTITY,
-        max_length=32,
         description="Size limit of the pod's scratch volume: downloads and staging.",
+        json_schema_extra=quantity(),
     )
-    shared_memory: str = Field(
+    shared_memory: Quantity = Field(
         "auto",
-        max_length=32,
-        pattern=r"^(auto|[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?)$",
         description="Size of /dev/shm, counted against memory. auto: an eighth of memory.",
+        json_schema_extra=quantity(also="auto"),
     )
     network: dict[str, Any] | None = Field(
         None, description="Network presets.", json_schema_extra=not_yet("resources.network", "remove it")
@@ -68,16 +108,33 @@ class Distributed(Message):
     sharding: Annotated[Sharding, Field(json_schema_extra=only(["Auto", "DDP"], "sharding"))] = Field(
         Sharding.AUTO, description="Auto picks from the memory estimate."
     )
-    min_nodes: int | None = Field(None, ge=1, le=1024, json_schema_extra=not_yet("distributed.minNodes", "remove it"))
+    min_nodes: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Elastic runs: go on with so many pods at least.",
+        json_schema_extra=not_yet("distributed.minNodes", "remove it"),
+    )
 
 
 class S3Spec(Message):
     """The S3 service behind all s3:// URIs of the job."""
 
-    endpoint: str | None = Field(
-        None, pattern=r"^https?://.+$", max_length=512, description="Absent: AWS, or what `finetune run` starts itself."
+    model_config = ruled(
+        cel(
+            "!has(self.caBundleConfigMap) || (has(self.endpoint) && self.endpoint.startsWith('https://'))",
+            "caBundleConfigMap is for an endpoint of its own with https://; set endpoint, or remove it",
+            at=".caBundleConfigMap",
+        )
     )
-    region: str = Field("us-east-1", max_length=64)
+
+    endpoint: str | None = Field(
+        None,
+        max_length=512,
+        description="URL of the service. Absent: AWS, or what `finetune run` starts itself.",
+        json_schema_extra=rules(form("^https?://[^/ ]+.*$", "must be a URL: http://host:port or https://host")),
+    )
+    region: str = Field("us-east-1", min_length=1, max_length=64, description="Region that requests are signed for.")
     path_style: bool | None = Field(
         None, description="Bucket in the path instead of the host name. Absent: true where an endpoint is set."
     )
@@ -86,15 +143,15 @@ class S3Spec(Message):
     )
     secret_name: ObjectName | None = Field(
         None,
-        description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where needed, AWS_SESSION_TOKEN. Absent: "
-        "the service account's cloud role.",
+        description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where needed, AWS_SESSION_TOKEN. "
+        "Absent: the service account's cloud role.",
     )
 
 
 class StorageSpec(Message):
     """Access to models, data and output."""
 
-    s3: S3Spec = S3Spec()
+    s3: S3Spec = Field(S3Spec(), description="The S3 service behind all s3:// URIs of the job.")
     service_account_name: ObjectName | None = Field(
         None, description="Service account whose cloud role (IRSA, workload identity) may read and write the buckets."
     )
@@ -109,11 +166,17 @@ class Scheduling(Message):
         description="Kueue's LocalQueue.",
         json_schema_extra=not_yet("scheduling.queue", "remove it"),
     )
-    priority_class_name: ObjectName | None = None
-    scheduler_name: ObjectName | None = None
-    node_selector: dict[str, Label] = Field({}, max_length=32)
-    tolerations: list[dict[str, Any]] = Field([], max_length=32, description="As in a pod.")
-    affinity: dict[str, Any] | None = Field(None, description="As in a pod.")
+    priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
+    scheduler_name: ObjectName | None = Field(None, description="Scheduler of the pods; absent: the cluster's own.")
+    node_selector: dict[str, LabelValue] = Field(
+        {}, max_length=32, description="Only nodes with these labels.", json_schema_extra=rules(LABELS)
+    )
+    tolerations: list[Annotated[dict[str, Any], As(Toleration)]] = Field(
+        [], max_length=32, description="Taints of nodes that the pods bear, as in a pod."
+    )
+    affinity: Annotated[dict[str, Any], As(Affinity)] | None = Field(
+        None, description="Which nodes and neighbours, as in a pod."
+    )
     topology_key: str | None = Field(
         None,
         max_length=253,
@@ -134,50 +197,38 @@ class RunPolicy(Message):
     """When a job is stopped, started again and cleaned up; can be changed at any time."""
 
     active_deadline_seconds: int | None = Field(
-        None, ge=1, json_schema_extra=not_yet("runPolicy.activeDeadlineSeconds", "set hyperparameters.maxSteps")
+        None,
+        ge=1,
+        description="Time of running after which the job fails.",
+        json_schema_extra=not_yet("runPolicy.activeDeadlineSeconds", "set hyperparameters.maxSteps"),
     )
     start_deadline_seconds: int | None = Field(
-        None, ge=1, json_schema_extra=not_yet("runPolicy.startDeadlineSeconds", "remove it")
+        None,
+        ge=1,
+        description="Time without a running pod after which the job fails.",
+        json_schema_extra=not_yet("runPolicy.startDeadlineSeconds", "remove it"),
     )
     stall_timeout_seconds: int | None = Field(
-        None, ge=1, json_schema_extra=not_yet("runPolicy.stallTimeoutSeconds", "remove it")
+        None,
+        ge=1,
+        description="Time without progress after which the pods are started again.",
+        json_schema_extra=not_yet("runPolicy.stallTimeoutSeconds", "remove it"),
     )
     ttl_seconds_after_finished: int | None = Field(
-        None, ge=0, json_schema_extra=not_yet("runPolicy.ttlSecondsAfterFinished", "delete the job yourself")
+        None,
+        ge=0,
+        description="Time after the end after which the job is deleted.",
+        json_schema_extra=not_yet("runPolicy.ttlSecondsAfterFinished", "delete the job yourself"),
     )
     termination_grace_period_seconds: int = Field(
         120, ge=30, le=3600, description="Time between the request to stop and the kill: a checkpoint must fit into it."
     )
-    retries: Retries = Retries()
+    retries: Retries = Field(Retries(), description="How often a job is started again, by what ended it.")
 
 
 class Tracking(Message):
     """Experiment trackers."""
 
-    tensorboard: bool = False
-    wandb: dict[str, Any] | None = None
-    mlflow: dict[str, Any] | None = None
-
-
-class EnvVar(Message):
-    """An environment variable with a plain value."""
-
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128)
-    value: str = Field("", max_length=4096)
-
-
-class PodTemplate(Message):
-    """Additions to the pods; the product's own settings cannot be taken away."""
-
-    labels: dict[str, Label] = Field({}, max_length=32)
-    annotations: dict[str, Annotated[str, Field(max_length=4096)]] = Field({}, max_length=32)
-    env: list[EnvVar] = Field([], max_length=64, description="Added to the trainer; names of the contract win.")
-    volumes: list[dict[str, Any]] = Field([], max_length=16, description="As in a pod.")
-    volume_mounts: list[dict[str, Any]] = Field([], max_length=16, description="As in a container.")
-    image_pull_secrets: list[ObjectName] = Field([], max_length=8)
-    security_context: dict[str, Any] | None = Field(
-        None, json_schema_extra=not_yet("podTemplate.securityContext", "remove it")
-    )
-    init_containers: list[dict[str, Any]] | None = Field(
-        None, max_length=8, json_schema_extra=not_yet("podTemplate.initContainers", "remove it")
-    )
+    tensorboard: bool = Field(False, description="Write TensorBoard files beside the report.")
+    wandb: dict[str, Any] | None = Field(None, description="Weights & Biases.")
+    mlflow: dict[str, Any] | None = Field(None, description="MLflow.")

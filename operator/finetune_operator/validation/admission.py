@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from finetune_api.crd import GROUP, job_schema
+from finetune_api.contract import GROUP
+from finetune_api.crd import job_schema
 from finetune_api.schema import Schema
-
 from finetune_operator.cluster.port import InvalidError, Object
 from finetune_operator.validation.defaulting import OF_THE_SERVER, apply_defaults, prune
 from finetune_operator.validation.problems import Problem

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api.schema import PRESERVE, Schema
-
 from finetune_operator.validation.problems import Steps
 
 OF_THE_SERVER = ("apiVersion", "kind", "metadata")

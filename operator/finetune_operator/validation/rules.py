@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any
 
 import cel
-from finetune_api.schema import LIST_KEYS, LIST_TYPE, RULES, Schema
 
+from finetune_api.schema import LIST_KEYS, LIST_TYPE, RULES, Schema
 from finetune_operator.validation.problems import Problem, Steps, shown
 
 ABSENT: Any = object()
@@ -69,7 +69,9 @@ def typed(value: Any, schema: Schema) -> Any:
     """A value with CEL's types: there 1 is no double and 1.0 no int, in JSON both are numbers."""
     if isinstance(value, dict):
         known = schema.get("properties", {})
-        return {name: typed(item, known.get(name, schema.get("additionalProperties", {}))) for name, item in value.items()}
+        return {
+            name: typed(item, known.get(name, schema.get("additionalProperties", {}))) for name, item in value.items()
+        }
     if isinstance(value, list):
         return [typed(item, schema.get("items", {})) for item in value]
     kind = schema.get("type")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api.schema import INT_OR_STRING, LIST_KEYS, LIST_TYPE, Schema
-
 from finetune_operator.validation.problems import Problem, Steps, path_of, shown
 
 NAMES = ((bool, "boolean"), (int, "integer"), (float, "number"), (str, "string"), (list, "array"), (dict, "object"))
@@ -18,9 +17,8 @@ def check(value: Any, schema: Schema, steps: Steps = ()) -> Iterator[Problem]:
     """All that the schema has against a value, rules apart."""
     wanted = _wanted(schema)
     if wanted and type_name(value) not in wanted:
-        if not (wanted == ("integer",) and isinstance(value, float) and value.is_integer()):
-            yield _wrong_type(value, schema, steps)
-            return
+        yield _wrong_type(value, schema, steps)
+        return
     yield from _enumeration(value, schema, steps)
     if isinstance(value, str):
         yield from _string(value, schema, steps)
@@ -33,7 +31,9 @@ def check(value: Any, schema: Schema, steps: Steps = ()) -> Iterator[Problem]:
 
 
 def type_name(value: Any) -> str:
-    """JSON's word for a value's type."""
+    """JSON's word for a value's type; 3.0 is an integer there."""
+    if isinstance(value, float) and value.is_integer():
+        return "integer"
     return next((name for kind, name in NAMES if isinstance(value, kind)), "null")
 
 
