@@ -1,0 +1,60 @@
+"""Fixtures of the tests that need a cluster; without one they are skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from tests.support.s3 import Proxy, S3Server, running_s3_server
+
+HERE = Path(__file__).parent
+NEEDED = ("KUBECONFIG", "E2E_OPERATOR_IMAGE", "E2E_TRAINER_IMAGE")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = [name for name in NEEDED if not os.environ.get(name)]
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=f"needs a cluster: set {', '.join(missing)}"))
+
+
+class ClusterS3:
+    """An S3 service that the pods and this machine reach by one URL."""
+
+    def __init__(self, endpoint: str, access_key: str, secret_key: str) -> None:
+        self.endpoint = endpoint
+        self.keys = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+
+    def client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.keys["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.keys["AWS_SECRET_ACCESS_KEY"],
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}),
+        )
+
+
+@pytest.fixture(scope="session")
+def cluster_s3() -> Iterator[ClusterS3]:
+    endpoint, host = os.environ.get("E2E_S3_ENDPOINT"), os.environ.get("E2E_HOST_ADDRESS")
+    if endpoint:
+        yield ClusterS3(endpoint, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+    elif host:
+        with running_s3_server() as server, Proxy(server.endpoint, host) as proxy:
+            yield _reached(server, proxy)
+    else:
+        pytest.fail("set E2E_S3_ENDPOINT or E2E_HOST_ADDRESS: the pods need an S3 service")
+
+
+def _reached(server: S3Server, proxy: Proxy) -> ClusterS3:
+    return ClusterS3(proxy.url, server.access_key, server.secret_key)
