@@ -29,7 +29,8 @@ class Problem:
         return replace(self, line=line)
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.steps else self.message
+        """`spec.strategy.type: Unsupported value: ...`; sentences about names bring their path along."""
+        return self.message if self.message.startswith("unknown field") else f"{self.path}: {self.message}"
 
 
 def path_of(steps: Iterable[str | int]) -> str:
