@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -115,9 +116,9 @@ class ProcessRuntime:
             running.folder.remove_volumes()
         self._running.clear()
 
-    def log_of(self, name: str) -> Path:
-        """Where the output of a pod is, or will be."""
-        return self._pods / name / "log"
+    def newest_log(self, job: str) -> Path | None:
+        """What a job's newest pod has written; None where it had no pod."""
+        return newest_log(self._pods, job)
 
     def _end(self, running: _Running, code: int) -> Exit:
         _kill_group(running.process)  # a container's other processes end with its first one
@@ -139,6 +140,13 @@ class ProcessRuntime:
                 # A group of its own: Ctrl-C at the terminal is for us alone, and the whole group can be killed.
                 start_new_session=True,
             )
+
+
+def newest_log(pods: Path, job: str) -> Path | None:
+    """As ProcessRuntime.newest_log, of a folder of pods."""
+    names = re.compile(re.escape(job) + r"-[0-9]+-[0-9a-z]+")
+    logs = [log for log in pods.glob("*/log") if names.fullmatch(log.parent.name)]
+    return max(logs, key=lambda log: log.stat().st_mtime, default=None)
 
 
 def _with_absolute_paths(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,59 @@
+"""`finetune plan`: what the operator would create."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from finetune_api.defaults import resolve
+from finetune_api.job import FineTuneJob
+from finetune_operator.cli.documents import read_job
+from finetune_operator.cli.validate import admitted
+from finetune_operator.plan import plan
+from finetune_operator.settings import load
+
+
+class Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks, so that job.json can be read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+Dumper.add_representer(str, _text)
+
+
+def show_plan(options: argparse.Namespace) -> int:
+    """Print the manifests of a job as YAML, after a summary in comments."""
+    document = admitted(read_job(options.file))
+    job = FineTuneJob.from_wire(document)
+    manifests = plan(job, load([])).all()
+    print("\n".join(f"# {line}" for line in summary(job)))
+    print(yaml.dump_all(manifests, Dumper=Dumper, sort_keys=False, width=120, explicit_start=True), end="")
+    return 0
+
+
+def summary(job: FineTuneJob) -> Iterator[str]:
+    """The job in a few lines, with what its strategy, task and hardware imply where the file says nothing."""
+    spec = resolve(job).spec
+    pods, gpus, memory = spec.resources.nodes, spec.resources.gpus_per_node, spec.resources.memory
+    yield f"{job.metadata.namespace}/{job.metadata.name}: {spec.strategy.type.value} for {spec.task.type.value}"
+    yield f"from {spec.model.uri} with {spec.dataset.uri} to {spec.output.uri}"
+    yield f"{pods} pod(s), each with {gpus or 'no'} GPU(s), {spec.resources.cpu} CPU and {memory} of memory"
+    for path, value in _differences(job.to_wire()["spec"], spec.to_wire(), "spec"):
+        yield f"resolved: {path} = {value}"
+
+
+def _differences(given: Any, resolved: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(given, dict) and isinstance(resolved, dict):
+        for key, value in resolved.items():
+            yield from _differences(given.get(key), value, f"{path}.{key}")
+    elif given != resolved:
+        yield path, resolved

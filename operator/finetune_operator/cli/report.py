@@ -1,0 +1,76 @@
+"""What `finetune run` prints when a job has ended: the result, or why there is none and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_api.contract import Result
+from finetune_operator.cli.session import End
+from finetune_operator.cli.store import is_embedded, of_spec, run_storage
+from finetune_operator.cli.table import table
+from finetune_operator.cluster.port import Object
+
+LOG_LINES = 15
+MAX_SAMPLE = 600
+"""Characters of a sample's text: enough to judge an answer by."""
+
+
+def report(end: End, job: Object, log: Path | None, store: Mapping[str, str], file: Path) -> None:
+    """Print the end of a session to the standard output."""
+    print(f"\n{table([job], datetime.now(UTC))}\n")
+    status = job.get("status") or {}
+    match end:
+        case End.SUCCEEDED:
+            print(*_success(job, status, store), sep="\n")
+        case End.FAILED:
+            print(*_failure(status, log), sep="\n")
+        case End.SUSPENDED:
+            print(f"{status.get('message', 'Suspended')}\nGo on with: finetune run {file}")
+        case End.KILLED:
+            print(f"Ended at once. The next run goes on from the newest checkpoint: finetune run {file}")
+
+
+def _success(job: Object, status: Mapping[str, Any], store: Mapping[str, str]) -> list[str]:
+    uri = status["output"]["uri"]
+    lines = [*_metrics(status), *_sample(job, store), f"The {status['output']['kind']} is at {uri}"]
+    if is_embedded(store):
+        lines.append(f"Fetch it with: finetune storage cp {uri}/ {job['metadata']['name']}/")
+    return lines
+
+
+def _metrics(status: Mapping[str, Any]) -> list[str]:
+    before, after = status.get("baseline") or {}, status.get("metrics") or {}
+    rows = [(name, before.get(name, "-"), value) for name, value in after.items()]
+    return (
+        [f"{'held-out rows':<20}{'before':>12}{'after':>12}", *(f"{n:<20}{b:>12}{a:>12}" for n, b, a in rows), ""]
+        if rows
+        else []
+    )
+
+
+def _sample(job: Object, store: Mapping[str, str]) -> list[str]:
+    """One held-out prompt, answered before and after; nothing where none was asked for."""
+    uri = f"{job['spec']['output']['uri']}/result.json"
+    found = run_storage(["cat", uri], of_spec(job["spec"], store), capture=True)
+    try:
+        samples = Result.model_validate_json(found.stdout).samples
+    except ValidationError:
+        return [f"(the samples in {uri} cannot be read)", ""]
+    texts = samples[0] if samples else {}
+    return [f"{name:<10} {texts[name][:MAX_SAMPLE]}" for name in ("prompt", "before", "after") if name in texts] + [""]
+
+
+def _failure(status: Mapping[str, Any], log: Path | None) -> list[str]:
+    lines = [f"Failed: {status.get('message', '')}"]
+    advice = (status.get("incident") or {}).get("advice")
+    if advice and advice not in lines[0]:
+        lines.append(f"Advice: {advice}")
+    if log is None:
+        return lines
+    tail = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    return [*lines, f"\nThe last lines of {log}:", *(f"  {line}" for line in tail)]
