@@ -25,13 +25,13 @@ JOB_COLUMNS = (
     column("Loss", ".status.progress.loss", "Newest training loss."),
     column("ETA", ".status.progress.eta", "Time left, as the last steps suggest."),
     column("Restarts", ".status.restarts.total", "Restarts, whatever caused them.", "integer"),
+    column("Age", ".metadata.creationTimestamp", "Time since it was created.", "date"),
     column("Task", ".spec.task.type", "What is learned.", wide=True),
     column("Nodes", ".spec.resources.nodes", "Pods.", "integer", wide=True),
     column("GPUs", ".spec.resources.gpusPerNode", "GPUs of a pod.", "integer", wide=True),
     column("Model", ".spec.model.uri", "The model that training starts from.", wide=True),
     column("Checkpoint", ".status.checkpoint.step", "Step of the newest complete checkpoint.", "integer", wide=True),
     column("Reason", ".status.reason", "Why it stands there.", wide=True),
-    column("Age", ".metadata.creationTimestamp", "Time since it was created.", "date"),
 )
 
 
