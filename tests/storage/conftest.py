@@ -16,11 +16,11 @@ MIB = 1024 * 1024
 QUICK = TransferSettings(
     range_bytes=MIB,
     part_bytes=5 * MIB,
-    patience_seconds=3.0,
+    patience_seconds=5.0,
     first_backoff_seconds=0.05,
     max_backoff_seconds=0.2,
     connect_timeout_seconds=1.0,
-    read_timeout_seconds=1.0,
+    read_timeout_seconds=2.0,
 )
 
 

@@ -27,7 +27,7 @@ def test_a_download_rides_out_an_endpoint_that_is_away(
         if fault == "down":
             proxy.down_for(1.0)
         else:
-            proxy.stall_for(2.0)
+            proxy.stall_for(3.0)
 
     proxy.after(6 * MIB, away)
     (path,) = far_store.download(f"s3://{bucket}/big", tmp_path / "down")
@@ -43,7 +43,7 @@ def test_an_upload_rides_out_an_endpoint_that_is_away(
     source = tmp_path / "source"
     source.write_bytes(bytes(40 * MIB))
     calm = TransferSettings(
-        threads=2, part_bytes=5 * MIB, read_timeout_seconds=1, first_backoff_seconds=0.05, max_backoff_seconds=0.2
+        threads=2, part_bytes=5 * MIB, read_timeout_seconds=3, first_backoff_seconds=0.05, max_backoff_seconds=0.2
     )
     far_store = connect(calm, AWS_ENDPOINT_URL_S3=proxy.url)
     before: list[str] = []
@@ -53,17 +53,17 @@ def test_an_upload_rides_out_an_endpoint_that_is_away(
         if fault == "down":
             proxy.down_for(1.0)
         else:
-            proxy.stall_for(2.0)
+            proxy.stall_for(4.0)
 
+    store.write_bytes(f"s3://{bucket}/first", b"")  # the first write to a bucket takes the server a second or more
     proxy.after(22 * MIB, away)
     (done,) = far_store.upload({f"s3://{bucket}/big": source})
     assert store.stat(f"s3://{bucket}/big").crc32 == done.crc32
-    # What was acknowledged before, that is all but the two parts in flight, is not sent again.
+    # Of what went before the fault only the parts in flight, at most one a thread, are sent again.
     sent = Counter(parts_sent(proxy))
     assert len(sent) == 8
-    assert before[:-2]
-    assert [sent[part] for part in before[:-2]] == [1] * (len(before) - 2)
-    assert max(sent.values()) > 1
+    assert len(before) > 2
+    assert 1 <= sum(sent[part] > 1 for part in before) <= 2
 
 
 def parts_sent(proxy: Proxy) -> list[str]:
