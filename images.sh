@@ -10,15 +10,20 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+# usable TOOL: docker's client may be there without a daemon that answers it.
+usable() {
+  command -v "$1" >/dev/null && { [[ $1 != docker ]] || docker info >/dev/null 2>&1; }
+}
+
 find_tool() {
   local tool
   for tool in docker podman buildah; do
-    if command -v "$tool" >/dev/null; then
+    if usable "$tool"; then
       echo "$tool"
       return
     fi
   done
-  echo 'make images: needs docker, podman or buildah on the PATH' >&2
+  echo 'make images: needs docker with its daemon, podman or buildah' >&2
   exit 2
 }
 

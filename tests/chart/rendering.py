@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,18 @@ Object = dict[str, Any]
 
 def rendered(values: Object | None = None, *, release: str = RELEASE, namespace: str = NAMESPACE) -> dict[str, str]:
     """Text by file name of the template, as `helm template` prints it; raises helm.HelmError for bad values."""
-    with helm.Chart.load(CHART) as chart:
-        chart.validate_schema(values or {})
-        texts = chart.render(values or {}, name=release, namespace=namespace)
+    return dict(_render(json.dumps(values or {}), release, namespace))
+
+
+@cache
+def _chart() -> helm.Chart:
+    return helm.Chart.load(CHART)
+
+
+@cache
+def _render(values: str, release: str, namespace: str) -> dict[str, str]:
+    _chart().validate_schema(json.loads(values))
+    texts = _chart().render(json.loads(values), name=release, namespace=namespace)
     return {Path(path).name: text for path, text in texts.items()}
 
 
@@ -84,7 +95,7 @@ def merged(first: Object, second: Object) -> Object:
     return result
 
 
-class StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.CSafeLoader):
     """Refuses a key that stands twice in a map: YAML readers differ on which one counts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
