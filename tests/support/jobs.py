@@ -12,9 +12,13 @@ from finetune_api.contract import Result
 from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
 from finetune_trainer import train
+from finetune_trainer.checkpoints import Checkpoints, Manifest
+from finetune_trainer.inputs import fetch_model
 from finetune_trainer.preemption import StopFlag
 from finetune_trainer.progress import Reporter
 from finetune_trainer.runtime import Context
+from finetune_trainer.session import Session, open_session
+from finetune_trainer.storage import Store
 from tests.support.models import greetings, save_tiny_llama
 
 
@@ -26,9 +30,10 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def a_job(root: Path, strategy: str = "LoRA", task: str = "Instruction", **spec: Any) -> FineTuneJob:
-    """A small job whose model, data and output lie under root; `spec` replaces or adds parts of its spec.
+    """A small job whose model, data and output lie under root.
 
-    The model is written when it is not there yet; hyperparameters are added to the small ones, not put in their place.
+    `spec` adds to the spec's parts, in the names of the YAML (`lora` to strategy.lora); None takes a field away. The
+    model is written when it is not there yet.
     """
     model = root / "model"
     if not model.exists():
@@ -39,19 +44,27 @@ def a_job(root: Path, strategy: str = "LoRA", task: str = "Instruction", **spec:
             {"text": f"Row {number % 5}: the quick brown fox jumps over {number % 5} dogs."} for number in range(24)
         )
     data = write_rows(root / "data" / f"{task}.jsonl", rows)
-    small = {"maxSteps": 6, "learningRate": 5e-3, "perDeviceBatchSize": 4, "maxLength": 128}
-    values = small | spec.pop("hyperparameters", {})
     wire: dict[str, Any] = {
         "task": {"type": task},
         "model": {"uri": f"file://{model}"},
         "dataset": {"uri": f"file://{data}", "validation": {"fraction": 0.2}},
         "strategy": {"type": strategy},
-        "hyperparameters": {"epochs": 3} | values,
+        "hyperparameters": {
+            "epochs": 3,
+            "maxSteps": 6,
+            "learningRate": 5e-3,
+            "perDeviceBatchSize": 4,
+            "maxLength": 128,
+        },
         "evaluation": {"samples": 1},
         "checkpoint": {"everySteps": 4},
         "output": {"uri": f"file://{root / 'out'}"},
     }
-    return resolve(FineTuneJob.from_wire({"metadata": {"name": "tiny", "uid": "uid-1"}, "spec": wire | spec}))
+    if "lora" in spec:
+        wire["strategy"]["lora"] = spec.pop("lora")
+    for part, fields in spec.items():
+        wire[part] = {name: value for name, value in (wire.get(part, {}) | fields).items() if value is not None}
+    return resolve(FineTuneJob.from_wire({"metadata": {"name": "tiny", "uid": "uid-1"}, "spec": wire}))
 
 
 def a_context(job: FineTuneJob, scratch: Path, attempt: int = 1) -> Context:
@@ -71,8 +84,31 @@ def a_context(job: FineTuneJob, scratch: Path, attempt: int = 1) -> Context:
     )
 
 
-def run(job: FineTuneJob, scratch: Path, attempt: int = 1) -> Result:
-    """Train a job in this process, and what it left for the agent."""
-    context = a_context(job, scratch, attempt)
+def a_session(job: FineTuneJob, scratch: Path) -> Session:
+    """Everything up to the first step, with real checkpoints in the job's output."""
+    context, store = a_context(job, scratch), Store.connect({})
+    base = fetch_model(context, store)
+    session = open_session(context, store, base)
+    identity = Manifest(step=0, job="tiny", uid="uid-1", attempt=1, world_size=1, base_digest=base.digest)
+    root = f"{job.spec.output.uri}/checkpoints"
+    session.trainer.checkpoints = Checkpoints(store, root, identity, keep=lambda: 3, on_commit=lambda ref: None)
+    return session
+
+
+def to_bucket(job: FineTuneJob, client: Any, bucket: str) -> FineTuneJob:
+    """The same job with its model and data in a bucket under in/, and its output there under out/."""
+    wire = job.to_wire()
+    spec = wire["spec"]
+    model, data = Path(spec["model"]["uri"][7:]), Path(spec["dataset"]["uri"][7:])
+    for path in [*model.iterdir(), data]:
+        client.upload_file(str(path), bucket, f"in/{path.name}")
+    spec["model"]["uri"], spec["dataset"]["uri"] = f"s3://{bucket}/in", f"s3://{bucket}/in/*.jsonl"
+    spec["output"]["uri"] = f"s3://{bucket}/out"
+    return FineTuneJob.from_wire(wire)
+
+
+def run(job: FineTuneJob, scratch: Path, attempt: int = 1, context: Context | None = None) -> Result:
+    """Train a job in this process; what it left for the agent."""
+    context = context or a_context(job, scratch, attempt)
     train.main(context)
     return Result.model_validate_json(context.result_file.read_text())

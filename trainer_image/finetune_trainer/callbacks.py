@@ -9,14 +9,13 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from finetune_api.contract import Stage
+from finetune_trainer.evaluation.held_out import METRICS
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
     from finetune_trainer.preemption import StopFlag
     from finetune_trainer.progress import Reporter
-
-METRICS = ("eval_loss", "eval_perplexity")
 
 
 class ProgressCallback(TrainerCallback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from finetune_trainer.strategies.full import save_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from finetune_trainer.strategies import Strategy
 
@@ -55,11 +54,11 @@ class Exporter:
         """Where the adapter or model lies."""
         return f"{self.spec.output.uri.rstrip('/')}/{self.strategy.output_kind}"
 
-    def deliver(self, model: torch.nn.Module, card: str) -> None:
+    def deliver(self, model: PreTrainedModel, card: Callable[[str], str]) -> None:
         """Deliver the adapter or model, and with output.merge the merged model; `model` is used up.
 
         Args:
-            card: the model card, in Markdown.
+            card: gives the model card, in Markdown, for `adapter` or `model`.
 
         Raises:
             TrainerError: what can be read back is not what was trained.
@@ -67,7 +66,7 @@ class Exporter:
         kind = self.strategy.output_kind
         folder = self._fresh(kind)
         self.strategy.export(model, folder, self.spec.model.uri, self.stored)
-        self._write_beside(folder, model, card)
+        self._write_beside(folder, model, card(kind))
         delivered = self._round_trip(folder, kind)
         if kind == "model":
             self._verify_model(model, delivered)
@@ -75,7 +74,7 @@ class Exporter:
         verification.adapter(cast("PeftModel", model), delivered, self.probe, self.compute.dtype)
         if self.spec.output.merge:
             self.stop()
-            self._deliver_merged(delivered, card)
+            self._deliver_merged(delivered, card("model"))
 
     @property
     def stored(self) -> torch.dtype:
@@ -86,7 +85,7 @@ class Exporter:
     def _lowest_precision(self) -> torch.dtype:
         return max(self.stored, self.compute.dtype, key=verification.TOLERANCE.__getitem__)
 
-    def _verify_model(self, model: torch.nn.Module, delivered: Path) -> None:
+    def _verify_model(self, model: PreTrainedModel, delivered: Path) -> None:
         verification.differs_from(self.base, delivered)
         expected = verification.logits(model, self.probe)
         again = load_weights(
@@ -120,7 +119,7 @@ class Exporter:
         folder.mkdir(parents=True)
         return folder
 
-    def _write_beside(self, folder: Path, model: Any, card: str) -> None:
+    def _write_beside(self, folder: Path, model: PreTrainedModel, card: str) -> None:
         self.tokenizer.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         (folder / "README.md").write_text(card, "utf-8")
@@ -143,11 +142,3 @@ def probe_of(rows: Any, device: torch.device) -> torch.Tensor:
     ids = [rows[i]["input_ids"][:PROBE_TOKENS] for i in range(min(PROBE_ROWS, len(rows)))]
     width = min(map(len, ids))
     return torch.tensor([row[:width] for row in ids], device=device)
-
-
-def size_in_words(parameters: int) -> str:
-    """1234567 -> 1.2M."""
-    if parameters < 1000:
-        return str(parameters)
-    power = min(int(math.log10(parameters) // 3), 4)
-    return f"{parameters / 1000**power:.3g}{'_KMBT'[power]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -251,3 +252,11 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable, total
+
+
+def size_in_words(parameters: int) -> str:
+    """1234567 -> 1.2M."""
+    if parameters < 1000:
+        return str(parameters)
+    power = min(int(math.log10(parameters) // 3), 4)
+    return f"{parameters / 1000**power:.3g}{'_KMBT'[power]}"

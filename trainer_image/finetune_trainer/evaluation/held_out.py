@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
+METRICS = ("eval_loss", "eval_perplexity")
 LARGEST_EXPONENT = 700.0
 """exp of more is no float; such a perplexity says only that the model has broken."""
 

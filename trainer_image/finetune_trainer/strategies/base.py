@@ -31,15 +31,15 @@ class Strategy(ABC):
         return None
 
     @abstractmethod
-    def prepare(self, model: PreTrainedModel) -> torch.nn.Module:
-        """The model with exactly those parameters trainable that shall learn, these in float32.
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model (or PEFT's around it) with exactly those parameters trainable that shall learn, these in float32.
 
         Raises:
             UsageError: an option of the strategy matches nothing in this architecture.
         """
 
     @abstractmethod
-    def export(self, model: torch.nn.Module, folder: Path, base_uri: str, stored: torch.dtype) -> None:
+    def export(self, model: PreTrainedModel, folder: Path, base_uri: str, stored: torch.dtype) -> None:
         """Write what is delivered as safetensors with its configuration.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,12 +22,12 @@ class Full(Strategy):
         # Master weights: at usual learning rates an update is smaller than what bfloat16 can add to a weight.
         return torch.float32
 
-    def prepare(self, model: PreTrainedModel) -> torch.nn.Module:
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         model.requires_grad_(True)
         return model
 
-    def export(self, model: torch.nn.Module, folder: Path, base_uri: str, stored: torch.dtype) -> None:
-        save_model(cast("PreTrainedModel", model), folder, stored)
+    def export(self, model: PreTrainedModel, folder: Path, base_uri: str, stored: torch.dtype) -> None:
+        save_model(model, folder, stored)
 
 
 def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:

@@ -26,13 +26,13 @@ class Lora(Strategy):
     def weights_dtype(self, compute: torch.dtype) -> torch.dtype:
         return compute
 
-    def prepare(self, model: PreTrainedModel) -> torch.nn.Module:
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         from peft import get_peft_model
 
         config = self.peft_config(model)
         model.requires_grad_(False)
         # autocast_adapter_dtype is on by default: what learns is float32, whatever the base is held in.
-        return get_peft_model(model, config)
+        return cast("PreTrainedModel", get_peft_model(model, config))
 
     def peft_config(self, model: PreTrainedModel) -> LoraConfig:
         """The options in PEFT's words.
@@ -59,7 +59,7 @@ class Lora(Strategy):
             ensure_weight_tying=bool(options.modules_to_save) and model.config.get_text_config().tie_word_embeddings,
         )
 
-    def export(self, model: torch.nn.Module, folder: Path, base_uri: str, stored: torch.dtype) -> None:
+    def export(self, model: PreTrainedModel, folder: Path, base_uri: str, stored: torch.dtype) -> None:
         adapted = cast("PeftModel", model)
         adapted.peft_config["default"].base_model_name_or_path = base_uri
         # Otherwise PEFT asks the hub whether the vocabulary has grown; ours never does.

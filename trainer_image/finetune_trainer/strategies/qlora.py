@@ -27,8 +27,21 @@ class QLora(Lora):
             bnb_4bit_compute_dtype=compute,
         )
 
-    def prepare(self, model: PreTrainedModel) -> torch.nn.Module:
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
         from peft import prepare_model_for_kbit_training
 
+        keep_differentiable(model)
         # Norms and the head compute in float32; recomputation is switched on by the trainer, as for all strategies.
         return super().prepare(prepare_model_for_kbit_training(model, use_gradient_checkpointing=False))
+
+
+def keep_differentiable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking weights on CPUs with AVX512-BF16.
+
+    It does so at the first forward pass in eval mode, for a faster kernel that has no derivative; a later training step
+    then goes through that kernel and silently gets no gradient from it. An evaluation before training, which every job
+    with held-out rows has, would so spoil the whole training.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
