@@ -1,0 +1,141 @@
+"""Real trainer pods: launch in a process of its own, with an address, a scratch folder and a termination log."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from finetune_api import contract
+from finetune_api.contract import TerminationMessage
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = {
+    "metadata": {"name": "tiny", "uid": "u-1"},
+    "spec": {
+        "task": {"type": "Instruction"},
+        "model": {"uri": "file:///model"},
+        "dataset": {"uri": "file:///data"},
+        "strategy": {"type": "LoRA"},
+        "output": {"uri": "s3://models/out"},
+    },
+}
+
+
+def fresh_address() -> str:
+    """A loopback address that no other test uses now: every pod has all ports to itself."""
+    return f"127.{random.randint(1, 250)}.{random.randint(0, 250)}.{random.randint(2, 250)}"
+
+
+@dataclass
+class RunningPod:
+    """A launched pod; its output is collected by a thread, and can be waited for line by line."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+    address: str
+    lines: list[str] = field(default_factory=list)
+    _arrived: threading.Condition = field(default_factory=threading.Condition)
+
+    def __post_init__(self) -> None:
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._arrived:
+                self.lines.append(line.rstrip("\n"))
+                self._arrived.notify_all()
+        with self._arrived:
+            self.lines.append("<end of output>")
+            self._arrived.notify_all()
+
+    def line(self, containing: str, timeout: float = 60) -> str:
+        """The first line with some words in it, waited for."""
+
+        def found() -> str | None:
+            return next((line for line in self.lines if containing in line), None)
+
+        with self._arrived:
+            self._arrived.wait_for(lambda: found() or "<end of output>" in self.lines, timeout)
+        hit = found()
+        assert hit is not None, f"{containing!r} was never said:\n{self.output}"
+        return hit
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def exit_code(self, timeout: float = 60) -> int:
+        code = self.process.wait(timeout)
+        self._reader.join(10)
+        return code
+
+    @property
+    def message(self) -> TerminationMessage:
+        data = (self.folder / "termination-log").read_bytes()
+        assert len(data) <= contract.MAX_TERMINATION_BYTES
+        return TerminationMessage.from_wire(json.loads(data))
+
+
+StartPod = Callable[..., RunningPod]
+
+
+@pytest.fixture
+def start_pod(tmp_path: Path) -> Iterator[StartPod]:
+    """Start `start_pod("function of entries", **environment)`; `patience` bounds the wait for the gang."""
+    pods: list[RunningPod] = []
+
+    def start(entry: str, patience: float = 60, address: str | None = None, **extra: object) -> RunningPod:
+        folder = tmp_path / f"pod-{len(pods)}"
+        folder.mkdir()
+        (folder / "job.json").write_text(json.dumps(JOB))
+        address = address or fresh_address()
+        env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("PET_", "FINETUNE_"))},
+            "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "crds", "trainer_image")),
+            "OMP_NUM_THREADS": "1",
+            contract.ENV_JOB_FILE: str(folder / "job.json"),
+            contract.ENV_SCRATCH_DIR: str(folder / "scratch"),
+            contract.ENV_TERMINATION_LOG: str(folder / "termination-log"),
+            contract.ENV_POD_IP: address,
+            contract.ENV_GRACE_PERIOD: "30",
+            **{name: str(value) for name, value in extra.items()},
+        }
+        command = [sys.executable, "-m", "tests.launch.start", f"tests.launch.entries:{entry}", str(patience)]
+        process = subprocess.Popen(
+            command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        pods.append(RunningPod(process, folder, address))
+        return pods[-1]
+
+    yield start
+    for pod in pods:
+        pod.process.kill()
+        pod.process.wait()
+
+
+def ended(pid: int, seconds: float) -> bool:
+    """Whether a process that is no child of ours ends within some seconds."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)

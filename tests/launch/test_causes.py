@@ -1,0 +1,159 @@
+"""From ends and exceptions to the one cause: tables."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune_api.contract import ExitCode
+from finetune_api.hyperparameters import Hyperparameters
+from finetune_trainer.causes import (
+    CAUSE_FILE_BYTES,
+    CauseRecord,
+    Kind,
+    WorkerEnd,
+    read_cause,
+    reserve_cause_file,
+    root_cause,
+    write_cause,
+)
+from finetune_trainer.diagnosis import PeersLostError, classify
+from finetune_trainer.errors import DataError, StoppedError, UnavailableError
+from finetune_trainer.memory import oom_kills
+
+
+def end(rank: int, error: BaseException) -> WorkerEnd:
+    record = classify(error)
+    return WorkerEnd(rank=rank, exit_code=record.exit_code, record=record)
+
+
+def find(*ends: WorkerEnd, stopping: bool = False, oom: int | None = 0, world_size: int = 4) -> CauseRecord:
+    cause = root_cause(ends, world_size=world_size, stopping=stopping, oom_kills=oom)
+    assert cause is not None
+    return cause
+
+
+BROKEN = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4711")
+KILLED = WorkerEnd(rank=2, exit_code=-signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("ends", "rank", "code"),
+    [
+        ([end(0, BROKEN), end(1, DataError("row 3"))], 1, ExitCode.DATA),
+        ([end(0, BROKEN), KILLED], 2, ExitCode.UNAVAILABLE),
+        ([KILLED, end(3, ValueError("x"))], 3, ExitCode.SOFTWARE),
+        ([end(0, ValueError("x")), end(3, DataError("row 3"))], 3, ExitCode.DATA),
+        ([end(1, StoppedError("saved")), end(0, BROKEN)], 1, ExitCode.TEMPFAIL),
+        ([end(1, StoppedError("saved")), end(0, UnavailableError("bucket is gone"))], 0, ExitCode.UNAVAILABLE),
+        ([end(3, DataError("row 3")), end(1, DataError("row 1"))], 1, ExitCode.DATA),
+    ],
+)
+def test_the_cause_wins_over_its_effects(ends: list[WorkerEnd], rank: int, code: int) -> None:
+    cause = find(*ends)
+    assert (cause.rank, cause.exit_code) == (rank, code)
+
+
+def test_nothing_is_wrong_where_all_ended_with_0() -> None:
+    assert root_cause([WorkerEnd(0, 0), WorkerEnd(1, 0)], world_size=2, stopping=False, oom_kills=0) is None
+
+
+def test_peers_that_went_first_on_request_are_no_failure() -> None:
+    assert find(end(0, BROKEN), stopping=True).exit_code == ExitCode.TEMPFAIL
+
+
+def test_the_out_of_memory_killer_is_named_where_the_kernel_counted_it() -> None:
+    assert find(KILLED, oom=1).exit_code == ExitCode.OUT_OF_MEMORY
+    assert "resources.memory" in find(KILLED, oom=1).advice
+    assert find(KILLED, oom=None).exit_code == ExitCode.UNAVAILABLE
+
+
+def test_an_abort_among_many_ranks_is_a_lost_peer_and_alone_is_a_crash() -> None:
+    aborted = WorkerEnd(rank=0, exit_code=-signal.SIGABRT)
+    assert find(aborted).kind is Kind.BROKEN
+    assert find(aborted, world_size=1).exit_code == ExitCode.SOFTWARE
+
+
+def test_a_worker_that_the_agent_killed_does_not_hide_the_culprit() -> None:
+    killed = WorkerEnd(rank=0, exit_code=-signal.SIGKILL, killed_by_agent=True)
+    assert find(killed, end(1, DataError("row 3"))).rank == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "kind", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 79, Kind.OWN, "accelerator's memory"),
+        (RuntimeError("CUDA error: out of memory"), 79, Kind.OWN, "accelerator's memory"),
+        (MemoryError(), 79, Kind.OWN, "pod's memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 79, Kind.OWN, "pod's memory"),
+        (BROKEN, 69, Kind.BROKEN, "peer"),
+        (torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp"), 69, Kind.BROKEN, "peer"),
+        (torch.distributed.DistNetworkError("failed to recv"), 69, Kind.BROKEN, "peer"),
+        (PeersLostError("stale"), 69, Kind.BROKEN, "stale"),
+        (ConnectionRefusedError(111, "refused"), 69, Kind.OWN, "did not answer"),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/model.bin"), 69, Kind.OWN, "writing /tmp/model.bin"),
+        (RuntimeError("Error while serializing: No space left on device (os error 28)"), 69, Kind.OWN, "disk is full"),
+        (KeyboardInterrupt(), 75, Kind.STOPPED, "interrupted"),
+        (KeyError("labels"), 70, Kind.OWN, "KeyError: 'labels'"),
+    ],
+)  # fmt: skip
+def test_an_exception_is_told_by_what_it_means(error: BaseException, code: int, kind: Kind, words: str) -> None:
+    record = classify(error)
+    assert (record.exit_code, record.kind) == (code, kind)
+    assert words in record.message
+
+
+def test_an_understood_error_inside_a_librarys_error_is_found() -> None:
+    wrapped = RuntimeError("map failed")
+    wrapped.__cause__ = DataError("row 3 is empty")
+    assert classify(wrapped).message == "row 3 is empty"
+
+
+@pytest.mark.parametrize(
+    ("values", "advice"),
+    [
+        (
+            {"perDeviceBatchSize": 4, "gradientAccumulationSteps": 4},
+            "perDeviceBatchSize to 2 (now 4) and gradientAccumulationSteps to 8 (now 4)",
+        ),
+        ({"perDeviceBatchSize": 1, "gradientCheckpointing": False}, "gradientCheckpointing to true"),
+        ({"perDeviceBatchSize": 1, "gradientCheckpointing": True}, "lower hyperparameters.maxLength"),
+    ],
+)
+def test_advice_on_memory_has_the_jobs_own_numbers(values: dict[str, object], advice: str) -> None:
+    record = classify(torch.OutOfMemoryError("CUDA out of memory"), Hyperparameters.from_wire(values))
+    assert advice in record.advice
+
+
+def test_a_cause_fits_the_room_that_was_reserved_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "causes" / "rank-0.json"
+    reserve_cause_file(file)
+    assert read_cause(file) is None
+    write_cause(file, CauseRecord(kind=Kind.OWN, exit_code=70, message="é" * 9000, traceback="\x01" * 90_000))
+    assert file.stat().st_size == CAUSE_FILE_BYTES
+    record = read_cause(file)
+    assert record is not None
+    assert record.message == "é" * 2000
+
+
+@pytest.mark.parametrize(
+    ("file", "own"),
+    [
+        ("memory.events", ""),
+        ("pods/a/memory.events", "0::/pods/a\n"),
+        ("memory/pods/a/memory.oom_control", "4:memory:/pods/a\n"),
+    ],
+)
+def test_the_kernels_count_is_found_in_both_versions_of_cgroups(tmp_path: Path, file: str, own: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("low 0\noom 3\noom_kill 2\n")
+    (tmp_path / "own").write_text(own)
+    assert oom_kills(tmp_path, tmp_path / "own") == 2
+
+
+def test_without_a_count_there_is_no_evidence(tmp_path: Path) -> None:
+    assert oom_kills(tmp_path, tmp_path / "own") is None
