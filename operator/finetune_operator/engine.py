@@ -50,6 +50,7 @@ class Engine:
         self._gate = gate or _open_gate()
         backoff = Backoff(settings.backoff_base_seconds, settings.backoff_max_seconds, random.Random())
         self.queue = KeyedQueue(backoff, monotonic)
+        self._metrics.queue_depth.set_function(lambda: len(self.queue))
         self.poller = ProgressPoller(
             cluster,
             interval=settings.progress_poll_seconds,
@@ -62,7 +63,6 @@ class Engine:
     def put(self, key: Key) -> None:
         """Something happened to this job or to one of its children."""
         self.queue.put(key)
-        self._metrics.queue_depth.set(len(self.queue))
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -75,17 +75,13 @@ class Engine:
 
     async def resync(self) -> int:
         """LIST all jobs and look at those that have not ended. Returns how many there are."""
-        keys, phases = [], {}
-        for namespace in self._settings.namespaces or (None,):
-            for raw in await self._cluster.list(FINE_TUNE_JOB, namespace, {}):
-                key, phase = Key(raw["metadata"]["namespace"], raw["metadata"]["name"]), _phase(raw)
-                phases[key] = phase
-                if phase not in TERMINAL:
-                    keys.append(key)
+        jobs = await self._cluster.list(FINE_TUNE_JOB, None, {})
+        phases = {Key(raw["metadata"]["namespace"], raw["metadata"]["name"]): _phase(raw) for raw in jobs}
         self._metrics.count_phases(phases.values())
-        for key in keys:
+        unfinished = [key for key, phase in phases.items() if phase not in TERMINAL]
+        for key in unfinished:
             self.put(key)
-        return len(keys)
+        return len(unfinished)
 
     async def _work(self, key: Key) -> float | None:
         await self._gate.wait()

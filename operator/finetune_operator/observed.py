@@ -12,6 +12,8 @@ from finetune_operator.cluster.port import Object
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 ENDED = ("Succeeded", "Failed")
+SETTLE_SECONDS = 5.0
+"""How long news of a pod usually takes to be complete."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,12 @@ def is_running(pod: Object) -> bool:
     return trainer_state(pod, "running") is not None and not is_deleting(pod)
 
 
+def is_done(pod: Object) -> bool:
+    """Whether the trainer ended well; the pod's phase says so only seconds later."""
+    terminated = trainer_state(pod, "terminated")
+    return phase(pod) == "Succeeded" or (terminated is not None and terminated.get("exitCode") == 0)
+
+
 def waiting_states(pod: Object) -> Iterator[Mapping[str, Any]]:
     """Why containers wait, those of injected init containers and sidecars included: they hold the trainer up."""
     status = pod.get("status") or {}
@@ -112,6 +120,25 @@ def waiting_states(pod: Object) -> Iterator[Mapping[str, Any]]:
         waiting = (item.get("state") or {}).get("waiting")
         if waiting:
             yield {"container": item.get("name", ""), **waiting}
+
+
+def is_settled(pod: Object, now: datetime) -> bool:
+    """Whether a pod whose trainer has ended is known in full: the kubelet sets phase and conditions a moment later, and
+    a pod that is stopped before that is removed with its log. An injected sidecar may keep the phase for ever, so there
+    is an end to waiting."""
+    ended_at = (trainer_state(pod, "terminated") or {}).get("finishedAt")
+    if not is_live(pod) or is_deleting(pod) or ended_at is None:
+        return True
+    return (now - parse_time(ended_at)).total_seconds() >= SETTLE_SECONDS
+
+
+def placed_since(pod: Object, now: datetime) -> float | None:
+    """Seconds since the pod was given a node; None while it has none."""
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled is None:
+        return None
+    since = scheduled.get("lastTransitionTime")
+    return (now - parse_time(since)).total_seconds() if since else SETTLE_SECONDS
 
 
 def current_pods(observed: Observed) -> tuple[Object, ...]:
@@ -131,6 +158,22 @@ def live_pods(observed: Observed) -> tuple[Object, ...]:
 def rank_zero(observed: Observed) -> Object | None:
     """The running pod that serves the progress."""
     return next((pod for pod in current_pods(observed) if index(pod) == 0 and is_running(pod)), None)
+
+
+def is_at_rest(workload: Object) -> bool:
+    """Whether the Job controller has seen the suspension: until then it may still create pods."""
+    return condition(workload, "Suspended") is not None and not (workload.get("status") or {}).get("active")
+
+
+def torn_down(observed: Observed) -> bool:
+    """Whether nothing of the job is alive, and nothing will come to life by itself."""
+    workload = observed.workload
+    quiet = workload is None or finished(workload) or (is_suspended(workload) and is_at_rest(workload))
+    return quiet and not live_pods(observed)
+
+
+def has_start_time(workload: Object) -> bool:
+    return bool((workload.get("status") or {}).get("startTime"))
 
 
 def timestamp(now: datetime) -> str:

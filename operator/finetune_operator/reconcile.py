@@ -27,7 +27,17 @@ from finetune_operator.cluster.port import (
     Key,
     Object,
 )
-from finetune_operator.lifecycle import Action, Create, Decision, Resume, Suspend, decide, refused, unreadable
+from finetune_operator.lifecycle import (
+    Action,
+    Create,
+    Decision,
+    ForgetStart,
+    Resume,
+    Suspend,
+    decide,
+    refused,
+    unreadable,
+)
 from finetune_operator.observed import Observed, controller_uid, rank_zero
 from finetune_operator.plan import plan
 from finetune_operator.plan.names import selector, workload_name
@@ -134,6 +144,8 @@ class Reconciler:
                 return await self._create(job, attempt)
             case Suspend():
                 return await self._patch(observed, [{"op": "add", "path": "/spec/suspend", "value": True}])
+            case ForgetStart():
+                return await self._patch(observed, [{"op": "remove", "path": "/status/startTime"}], "status")
             case Resume(attempt):
                 return await self._patch(
                     observed,
@@ -168,11 +180,13 @@ class Reconciler:
             )
         return found
 
-    async def _patch(self, observed: Observed, patch: JsonPatch) -> Object | None:
+    async def _patch(self, observed: Observed, patch: JsonPatch, subresource: str | None = None) -> Object | None:
         workload = observed.workload or {}
         metadata = workload["metadata"]
         guard = {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]}
-        return await self._cluster.patch(JOB, Key(metadata["namespace"], metadata["name"]), [guard, *patch])
+        return await self._cluster.patch(
+            JOB, Key(metadata["namespace"], metadata["name"]), [guard, *patch], subresource
+        )
 
     # --- settle ------------------------------------------------------------------------------------------------------
 

@@ -3,25 +3,441 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from tests.operator.world import RESULT, World
+import pytest
+
+from finetune_api.contract import CheckpointRef, Progress, Stage
+from finetune_operator.cluster.port import (
+    CONFIG_MAP,
+    EVENT,
+    FINE_TUNE_JOB,
+    JOB,
+    POD,
+    SERVICE,
+    ForbiddenError,
+    InvalidError,
+    Key,
+    Object,
+)
+from finetune_operator.reconcile import NameTakenError
+from finetune_operator.settings import Settings
+from tests.operator.world import KEY, RESULT, FaultyCluster, Killed, World, admit_all, manifest
+from tests.support.scripted import ScriptedRuntime
+
+SUCCESS = json.dumps(RESULT)
+
+
+async def started(runtime: ScriptedRuntime | None = None, **spec: Any) -> World:
+    world = World(runtime=runtime)
+    await world.create(**spec)
+    await world.settle()
+    assert await world.phase() == ("Running", "Running")
+    return world
+
+
+# --- the main path ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_job_goes_from_creation_to_success_with_the_trainers_result() -> None:
-    world = World()
-    await world.create()
-    await world.settle()
-    assert await world.phase() == ("Running", "Running")
-    await world.end(0, json.dumps(RESULT))
+    world = await started()
+    await world.end(0, SUCCESS)
     await world.settle()
     status = await world.status()
     assert (status["phase"], status["reason"]) == ("Succeeded", "Succeeded")
     assert status["message"] == "The adapter is at s3://out/tune/adapter after 40 steps, eval_loss 1.831"
     assert status["output"] == RESULT["result"]["output"]
-    assert status["metrics"] == {"eval_loss": "1.831"}
+    assert (status["metrics"], status["baseline"]) == ({"eval_loss": "1.831"}, {"eval_loss": "2.5"})
     assert status["progress"]["steps"] == "40/40"
     assert status["completionTime"] == "2026-01-01T12:00:00Z"
     assert await world.conditions() == {
         "Valid": "True", "Scheduled": "True", "Running": "False", "Suspended": "False", "Complete": "True",
         "Failed": "False",
     }  # fmt: skip
+    assert await world.events() == [("Succeeded", status["message"])]
+
+
+async def test_from_creation_to_success_eight_writes_are_enough_one_of_them_for_progress() -> None:
+    world = World()
+    counting = FaultyCluster(world.cluster)
+    world.engine = world.operator(counting)
+    await world.create()
+    await world.settle()
+    world.progress = Progress(stage=Stage.TRAINING, step=20, total_steps=40, loss=2.0)
+    world.clock.forward(40)
+    await world.settle()
+    assert (await world.status())["progress"]["steps"] == "20/40"
+    await world.end(0, SUCCESS)
+    await world.settle()
+    assert (await world.phase())[0] == "Succeeded"
+    assert counting.writes == ["create"] * 3 + ["patch"] * 4 + ["emit"]
+
+
+async def test_a_pass_over_a_job_where_nothing_happened_writes_nothing() -> None:
+    world = await started()
+    counting = FaultyCluster(world.cluster)
+    world.engine = world.operator(counting)
+    for _ in range(3):
+        await world.pass_once()
+    assert counting.writes == []
+
+
+async def test_children_belong_to_the_job_and_go_with_it() -> None:
+    world = await started()
+    job = await world.cluster.read(FINE_TUNE_JOB, KEY)
+    assert job is not None
+    for kind, name in ((CONFIG_MAP, "tune-job"), (SERVICE, "tune"), (JOB, "tune")):
+        child = await world.cluster.read(kind, Key("ml", name))
+        assert child is not None
+        assert child["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+    await world.cluster.delete(FINE_TUNE_JOB, KEY, job["metadata"]["uid"])
+    assert await world.pass_once() is None
+    await world.node.settle()
+    for kind in (CONFIG_MAP, SERVICE, JOB, POD):
+        assert await world.cluster.list(kind, None, {}) == []
+
+
+async def test_a_lost_result_is_still_a_success_that_says_where_the_details_are() -> None:
+    world = await started()
+    await world.end(0, "")
+    await world.settle()
+    assert (await world.phase())[0] == "Succeeded"
+    assert "s3://out/tune/result.json" in (await world.status())["message"]
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+async def test_progress_is_written_at_a_bounded_rate_and_a_phase_at_once() -> None:
+    world = World(Settings(progress_poll_seconds=10, progress_write_seconds=30))
+    counting = FaultyCluster(world.cluster)
+    world.engine = world.operator(counting)
+    await world.create()
+    await world.settle()
+    before = len(counting.writes)
+    for second in range(120):
+        world.clock.forward(1)
+        world.progress = Progress(stage=Stage.TRAINING, step=second, total_steps=120)
+        await world.engine.poller.poll_due()
+        await world.pass_once()
+    assert 3 <= len(counting.writes) - before <= 4
+    await world.end(0, SUCCESS)
+    await world.pass_once()
+    assert (await world.phase())[0] == "Succeeded"
+
+
+async def test_progress_tells_step_loss_and_time_left() -> None:
+    world = await started()
+    checkpoint = CheckpointRef(uri="s3://out/tune/checkpoints/step-00000100", step=100, time="2026-01-01T12:00:30Z")
+    world.progress = Progress(
+        stage=Stage.TRAINING, step=120, total_steps=1000, epoch=0.36, loss=1.83456, learning_rate=1.987654e-4,
+        tokens_per_second=12345.678, eta_seconds=4980, metrics={"eval_loss": 1.9}, checkpoint=checkpoint,
+    )  # fmt: skip
+    world.clock.forward(60)
+    await world.settle()
+    status = await world.status()
+    assert status["message"] == "Training: step 120/1000, loss 1.835, 1h23m left"
+    assert status["progress"] == {
+        "stage": "Training", "step": 120, "totalSteps": 1000, "percent": 12, "steps": "120/1000", "epoch": "0.36",
+        "loss": "1.835", "learningRate": "0.000199", "tokensPerSecond": "12346", "etaSeconds": 4980, "eta": "1h23m",
+        "updatedAt": "2026-01-01T12:01:00Z",
+    }  # fmt: skip
+    assert status["checkpoint"]["step"] == 100
+    assert status["metrics"] == {"eval_loss": "1.9"}
+
+
+async def test_progress_of_an_earlier_attempt_is_not_believed() -> None:
+    world = await started()
+    world.progress = Progress(attempt=7, stage=Stage.TRAINING, step=5, total_steps=10)
+    world.clock.forward(60)
+    await world.settle()
+    assert "progress" not in await world.status()
+
+
+# --- suspend, delete -------------------------------------------------------------------------------------------------
+
+
+async def test_suspended_is_said_only_when_no_pod_is_left_and_resuming_is_a_new_attempt() -> None:
+    world = await started(runtime=ScriptedRuntime(stop_code=None))
+    await world.set_suspend(True)
+    await world.settle()
+    assert await world.phase() == ("Running", "Suspending")
+    await world.end(75)
+    await world.settle()
+    assert await world.phase() == ("Suspended", "Suspended")
+    assert (await world.conditions())["Suspended"] == "True"
+    world.clock.forward(3600)
+    await world.set_suspend(False)
+    await world.settle()
+    status = await world.status()
+    assert (status["phase"], status["attempt"], status["restarts"]["total"]) == ("Running", 2, 0)
+    assert status["activeSeconds"] == 0
+    pods = await world.pods()
+    assert [pod["metadata"]["annotations"]["finetune.dev/attempt"] for pod in pods] == ["2"]
+
+
+async def test_a_job_that_is_created_suspended_has_no_children_until_it_is_resumed() -> None:
+    world = World()
+    await world.create(suspend=True)
+    await world.settle()
+    assert await world.phase() == ("Suspended", "Suspended")
+    assert await world.cluster.list(JOB, None, {}) == []
+    await world.set_suspend(False)
+    await world.settle()
+    assert await world.phase() == ("Running", "Running")
+
+
+async def test_time_counts_as_active_only_while_it_runs() -> None:
+    world = await started()
+    world.clock.forward(100)
+    await world.set_suspend(True)
+    await world.settle()
+    world.clock.forward(1000)
+    await world.set_suspend(False)
+    await world.settle()
+    world.clock.forward(50)
+    await world.end(0, SUCCESS)
+    await world.settle()
+    status = await world.status()
+    assert status["activeSeconds"] == 150
+    assert "activeSince" not in status
+
+
+# --- incidents -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_pod_that_is_deleted_is_a_free_restart_with_the_next_attempt() -> None:
+    world = await started()
+    pod = (await world.pods())[0]
+    await world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
+    await world.settle()
+    await world.sit_out_back_off()
+    status = await world.status()
+    assert (status["phase"], status["attempt"]) == ("Running", 2)
+    assert status["restarts"]["disruption"] == 1
+    assert "incident" not in status
+
+
+async def test_an_infrastructure_failure_is_retried_within_its_budget_and_then_fails_with_advice() -> None:
+    world = await started(runPolicy={"retries": {"infrastructure": 2}})
+    word = json.dumps({"exitCode": 69, "cause": "Infrastructure", "message": "S3 did not answer", "advice": "look"})
+    for attempt in (1, 2, 3):
+        await world.sit_out_back_off()
+        assert (await world.status())["attempt"] == attempt
+        await world.end(69, word)
+        await world.settle()
+    status = await world.status()
+    assert (status["phase"], status["reason"]) == ("Failed", "Infrastructure")
+    assert status["message"] == (
+        "S3 did not answer. Advice: look. Attempt 3; 2 of runPolicy.retries.infrastructure=2 were used"
+    )
+    assert status["restarts"] == {
+        "total": 2, "disruption": 0, "infrastructure": 2, "application": 0, "outOfMemory": 0, "stalled": 0,
+    }  # fmt: skip
+    assert await world.pods() == []
+
+
+@pytest.mark.parametrize(("code", "cause"), [(64, "Usage"), (65, "Data"), (77, "Permission"), (80, "Diverged")])
+async def test_what_no_budget_changes_fails_at_once(code: int, cause: str) -> None:
+    world = await started()
+    await world.end(
+        code, json.dumps({"exitCode": code, "cause": cause, "message": "line 3 is cut", "advice": "mend it"})
+    )
+    await world.settle()
+    status = await world.status()
+    assert (status["phase"], status["reason"], status["message"]) == ("Failed", cause, "line 3 is cut. Advice: mend it")
+    assert (await world.conditions())["Failed"] == "True"
+    assert status["restarts"]["total"] == 0
+
+
+async def test_a_job_whose_indexed_job_was_deleted_is_started_again() -> None:
+    world = await started()
+    workload = await world.workload()
+    await world.cluster.delete(JOB, KEY, workload["metadata"]["uid"])
+    await world.node.settle()
+    await world.settle()
+    status = await world.status()
+    assert (status["phase"], status["attempt"], status["restarts"]["disruption"]) == ("Running", 2, 1)
+    assert status["workload"] == (await world.workload())["metadata"]["uid"] != workload["metadata"]["uid"]
+
+
+async def test_the_next_attempt_waits_until_the_last_pod_of_the_old_one_is_gone() -> None:
+    world = await started(runtime=ScriptedRuntime(stop_code=None))
+    pod = (await world.pods())[0]
+    await world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
+    await world.settle()
+    assert await world.phase() == ("Restarting", "Disruption")
+    assert (await world.workload())["spec"]["suspend"] is True
+    assert len(await world.pods(live=False)) == 1
+    world.node.runtime.end(pod["metadata"]["name"], 75)
+    await world.settle()
+    await world.sit_out_back_off()
+    assert (await world.phase())[0] == "Running"
+
+
+async def test_terminal_means_terminal_whatever_happens_to_the_children() -> None:
+    world = await started()
+    await world.end(65)
+    await world.settle()
+    ended = await world.status()
+    await world.cluster.delete(JOB, KEY, (await world.workload())["metadata"]["uid"])
+    await world.settle()
+    assert await world.status() == ended
+    assert await world.cluster.list(JOB, None, {}) == []
+
+
+async def test_an_indexed_job_that_somebody_resumes_after_the_end_is_put_to_sleep_again() -> None:
+    world = await started(runPolicy={"retries": {"infrastructure": 0}})
+    await world.end(69)
+    await world.settle()
+    assert (await world.phase())[0] == "Failed"
+    await world.cluster.patch(JOB, KEY, [{"op": "replace", "path": "/spec/suspend", "value": False}])
+    await world.settle()
+    assert (await world.workload())["spec"]["suspend"] is True
+
+
+async def test_a_namesake_waits_for_the_pods_of_the_job_that_was_deleted_before_it() -> None:
+    world = await started(runtime=ScriptedRuntime(stop_code=None))
+    job = await world.cluster.read(FINE_TUNE_JOB, KEY)
+    assert job is not None
+    await world.cluster.delete(FINE_TUNE_JOB, KEY, job["metadata"]["uid"])
+    await world.create()
+    await world.settle()
+    assert await world.phase() == ("Starting", "WaitingForOldPods")
+    await world.end(75)
+    await world.settle()
+    assert await world.phase() == ("Running", "Running")
+    assert (await world.status())["attempt"] == 1
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+class Refusing(FaultyCluster):
+    """Refuses to create objects of one kind."""
+
+    def __init__(self, world: World, kind: str, error: Exception) -> None:
+        super().__init__(world.cluster)
+        self.kind: str | None = kind
+        self.error = error
+        self.inner = world.cluster
+
+    async def create(self, obj: Object) -> Object:
+        if obj["kind"] == self.kind:
+            raise self.error
+        return await self.inner.create(obj)
+
+
+async def test_a_quota_makes_a_job_wait_and_say_so() -> None:
+    world = World()
+    refusing = Refusing(world, "Job", ForbiddenError("exceeded quota: jobs"))
+    world.engine = world.operator(refusing)  # type: ignore[arg-type]
+    await world.create()
+    for _ in range(3):
+        with pytest.raises(ForbiddenError):
+            await world.pass_once()
+    assert await world.phase() == ("Blocked", "Refused")
+    assert (await world.status())["message"] == "Waiting, and trying again: exceeded quota: jobs"
+    assert [event["count"] for event in await world.cluster.list(EVENT, "ml", {})] == [1]
+    refusing.kind = None
+    await world.settle()
+    assert await world.phase() == ("Running", "Running")
+
+
+async def test_a_manifest_that_the_server_calls_invalid_fails_the_job_with_its_words() -> None:
+    world = World()
+    world.engine = world.operator(Refusing(world, "Job", InvalidError("tolerations[2].effect: Unsupported")))  # type: ignore[arg-type]
+    await world.create()
+    with pytest.raises(InvalidError):
+        await world.pass_once()
+    assert await world.phase() == ("Failed", "Usage")
+    assert "tolerations[2].effect" in (await world.status())["message"]
+    assert (await world.conditions())["Valid"] == "False"
+
+
+async def test_an_object_of_somebody_else_is_never_touched() -> None:
+    world = World()
+    mine = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "tune", "namespace": "ml"}, "spec": {"a": 1}}
+    before = await world.cluster.create(mine)
+    await world.create()
+    with pytest.raises(NameTakenError):
+        await world.pass_once()
+    assert await world.phase() == ("Blocked", "Refused")
+    assert "Service tune exists and does not belong to this job" in (await world.status())["message"]
+    assert await world.cluster.read(SERVICE, KEY) == before
+
+
+async def test_a_spec_of_another_release_is_reported_and_left_alone() -> None:
+    world = World(admit=admit_all)  # as a newer API server does
+    raw = manifest()
+    raw["spec"]["strategy"]["type"] = "Telepathy"
+    await world.cluster.create(raw)
+    with pytest.raises(ValueError, match="Telepathy"):
+        await world.pass_once()
+    status = await world.status()
+    assert (status["phase"], status["reason"]) == ("Blocked", "Unreadable")
+    assert "spec.strategy.type" in status["message"]
+
+
+# --- crashes ---------------------------------------------------------------------------------------------------------
+
+
+async def scenario(world: World) -> None:
+    """Everything that a job can live through: a start, a failure, a suspension, a lost Job and the end."""
+    steps = [
+        lambda: world.create(runPolicy={"retries": {"infrastructure": 1}}),
+        lambda: world.end(69, json.dumps({"exitCode": 69, "message": "S3 did not answer"})),
+        lambda: world.set_suspend(True),
+        lambda: world.set_suspend(False),
+        lambda: delete_workload(world),
+        lambda: world.end(0, SUCCESS),
+    ]
+    for step in steps:
+        await step()
+        await survive(world)
+
+
+async def delete_workload(world: World) -> None:
+    await world.cluster.delete(JOB, KEY, (await world.workload())["metadata"]["uid"])
+    await world.node.settle()
+
+
+async def survive(world: World) -> None:
+    """Until rest; a killed operator is started anew, with nothing in its memory, on a cluster without faults."""
+    while True:
+        try:
+            await world.settle()
+            await world.sit_out_back_off()
+            return
+        except (Killed, BaseExceptionGroup):  # a task group wraps it
+            world.engine = world.operator(world.cluster)
+
+
+def end_of(status: Object) -> Object:
+    """What must not depend on crashes: all but uids and times."""
+    return {name: status[name] for name in ("phase", "reason", "message", "attempt", "restarts", "output", "metrics")}
+
+
+async def run_scenario(fail_at: int | None, after: bool) -> tuple[Object, FaultyCluster, World]:
+    world = World(admit=admit_all)
+    faulty = FaultyCluster(world.cluster, fail_at, after)
+    world.engine = world.operator(faulty)  # type: ignore[arg-type]
+    created: list[str] = []
+    world.cluster.subscribe(lambda c: created.append(c.kind.kind) if c.type == "ADDED" else None)
+    await scenario(world)
+    status = end_of(await world.status())
+    status["created"] = {kind: created.count(kind) for kind in ("ConfigMap", "Service", "Job", "FineTuneJob")}
+    return status, faulty, world
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it took effect", "after it took effect"])
+async def test_an_operator_killed_at_any_of_its_api_calls_comes_to_the_same_end(after: bool) -> None:
+    expected, undisturbed, _ = await run_scenario(None, after)
+    assert (expected["phase"], expected["attempt"]) == ("Succeeded", 4)
+    assert expected["restarts"]["total"] == 2
+    assert expected["created"] == {"ConfigMap": 1, "Service": 1, "Job": 2, "FineTuneJob": 1}
+    assert undisturbed.calls > 50
+    for n in range(1, undisturbed.calls + 1):
+        status, _, world = await run_scenario(n, after)
+        assert status == expected, f"killed at call {n}"
+        assert len(await world.cluster.list(JOB, None, {})) == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_api.contract import Progress
 from finetune_api.job import FineTuneJob
-from finetune_operator.cluster.memory import MemoryCluster
+from finetune_operator.cluster.memory import Admission, MemoryCluster, admit_by_crd
 from finetune_operator.cluster.port import (
     EVENT,
     FINE_TUNE_JOB,
@@ -63,10 +63,12 @@ def typed(**spec: Any) -> FineTuneJob:
 class World:
     """One cluster, its controllers, and an operator that can be killed and started again."""
 
-    def __init__(self, settings: Settings | None = None, runtime: ScriptedRuntime | None = None) -> None:
+    def __init__(
+        self, settings: Settings | None = None, runtime: ScriptedRuntime | None = None, admit: Admission = admit_by_crd
+    ) -> None:
         self.clock = Clock()
         self.progress: Progress | None = None
-        self.cluster = MemoryCluster(clock=self.clock, read_progress=self._read_progress)
+        self.cluster = MemoryCluster(clock=self.clock, read_progress=self._read_progress, admit=admit)
         self.node = Node(self.cluster, self.clock, runtime)
         self.settings = settings or Settings()
         self.engine = self.operator(self.cluster)
@@ -76,13 +78,15 @@ class World:
 
     def operator(self, cluster: Cluster) -> Engine:
         """A fresh operator process over this cluster: it knows nothing but what it reads."""
-        start = self.clock.now
         return Engine(
             cluster,
             self.settings,
             clock=self.clock,
-            monotonic=lambda: (self.clock.now - start).total_seconds(),
+            monotonic=self._seconds,
         )
+
+    def _seconds(self) -> float:
+        return self.clock.now.timestamp()
 
     async def create(self, **spec: Any) -> Object:
         return await self.cluster.create(manifest(**spec))
@@ -94,12 +98,18 @@ class World:
         """Operator and controllers act in turn until nothing changes; progress is read when it is due."""
         for _ in range(passes):
             before = await self._versions()
-            wanted = await self.pass_once(key)
             await self.engine.poller.poll_due()
+            wanted = await self.pass_once(key)
             await self.node.settle()
             if wanted != 0.0 and before == await self._versions():
                 return
         raise AssertionError(f"{key} does not come to rest")
+
+    async def sit_out_back_off(self) -> None:
+        """The Job controller waits for up to ten minutes before it replaces a pod that failed."""
+        self.clock.forward(601)
+        await self.node.settle()
+        await self.settle()
 
     async def _versions(self) -> list[str]:
         kinds = (FINE_TUNE_JOB, JOB, POD)
@@ -174,8 +184,13 @@ class FaultyCluster:
         return call
 
 
+def admit_all(obj: Object, old: Object | None) -> Object:
+    """For tests that look at something else: the CEL engine takes its time."""
+    return obj
+
+
 class Killed(BaseException):
     """The operator's process is gone; nothing in it may catch this."""
 
 
-__all__ = ["KEY", "RESULT", "ClusterError", "FaultyCluster", "Killed", "World", "manifest", "typed"]
+__all__ = ["KEY", "RESULT", "ClusterError", "FaultyCluster", "Killed", "World", "admit_all", "manifest", "typed"]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from finetune_api.status import Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.lifecycle.decision import Situation
-from finetune_operator.observed import condition, current_pods
+from finetune_operator.observed import SETTLE_SECONDS, current_pods, placed_since
 
 Value = Literal["True", "False", "Unknown"]
 OF_PHASE = {
@@ -16,6 +16,8 @@ OF_PHASE = {
     ConditionType.COMPLETE: Phase.SUCCEEDED,
     ConditionType.FAILED: Phase.FAILED,
 }
+
+WITH_PODS = (Phase.STARTING, Phase.RUNNING, Phase.SUCCEEDED, Phase.FAILED)
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,17 @@ def _valid(stamp: Stamp, status: FineTuneJobStatus, valid: bool) -> Condition:
 
 
 def _scheduled(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:
-    pods = current_pods(situation.observed)
-    placed = sum(condition(pod, "PodScheduled") is not None for pod in pods)
-    if placed and placed >= situation.nodes:
+    if status.phase in WITH_PODS and _all_placed(situation, status):
         return _make(stamp, ConditionType.SCHEDULED, "True", "AllPodsScheduled")
     why = status.message or "" if status.reason in ("Unschedulable", "SchedulingGated") else ""
     return _make(stamp, ConditionType.SCHEDULED, "False", status.reason if why else str(_word(status)), why)
+
+
+def _all_placed(situation: Situation, status: FineTuneJobStatus) -> bool:
+    """A pod that was placed usually runs a moment later: one write tells both, unless its image takes long."""
+    ages = [placed_since(pod, situation.now) for pod in current_pods(situation.observed)]
+    placed = [age for age in ages if age is not None and (status.phase is not Phase.STARTING or age >= SETTLE_SECONDS)]
+    return len(placed) >= situation.nodes
 
 
 def _phases(stamp: Stamp, status: FineTuneJobStatus) -> list[Condition]:

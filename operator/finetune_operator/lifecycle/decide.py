@@ -11,18 +11,20 @@ from finetune_api.job import FineTuneJob
 from finetune_api.status import TERMINAL, FineTuneJobStatus, Phase
 from finetune_operator.failures import Failure, classify
 from finetune_operator.lifecycle.conditions import with_conditions
-from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Create, Decision, Resume, Situation, Suspend
+from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Situation, Suspend
 from finetune_operator.lifecycle.ending import finish
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
 from finetune_operator.lifecycle.running import follow
-from finetune_operator.lifecycle.text import count
+from finetune_operator.lifecycle.start import start_next, still_there
 from finetune_operator.observed import (
+    SETTLE_SECONDS,
     Observed,
     current_pods,
     finished,
+    is_settled,
     is_suspended,
-    live_pods,
     timestamp,
+    torn_down,
     uid,
     workload_attempt,
 )
@@ -70,11 +72,11 @@ def _in_incident(situation: Situation) -> Decision | None:
 def _suspended_by_user(situation: Situation) -> Decision | None:
     if not situation.job.spec.suspend:
         return None
-    workload, live = situation.observed.workload, live_pods(situation.observed)
+    workload = situation.observed.workload
     if workload is not None and not is_suspended(workload):
         return Decision(situation.status, Suspend())
-    if live:
-        text = f"Suspending: waiting for {count(len(live))} to save and stop"
+    if not torn_down(situation.observed):
+        text = f"Suspending: waiting for {still_there(situation.observed)}"
         phase = situation.status.phase or Phase.STARTING
         return Decision(situation.to(phase, "Suspending", text), requeue_after=TEARDOWN_SECONDS)
     checkpoint = situation.status.checkpoint
@@ -95,19 +97,23 @@ def _workload_lost(situation: Situation) -> Decision | None:
 
 def _not_started(situation: Situation) -> Decision | None:
     """No Job, or one that sleeps: start the next attempt as soon as nothing of an earlier one is alive."""
-    workload, live = situation.observed.workload, live_pods(situation.observed)
+    workload = situation.observed.workload
     if workload is not None and not is_suspended(workload):
         return None
-    if live:
-        text = f"Waiting for {count(len(live))} of an earlier run to stop"
+    if not torn_down(situation.observed):
+        text = f"An earlier run has not ended: waiting for {still_there(situation.observed)}"
         return Decision(situation.to(Phase.STARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
-    attempt = situation.status.attempt + 1
-    return Decision(situation.status, Create(attempt) if workload is None else Resume(attempt))
+    return start_next(situation)
 
 
 def _failing(situation: Situation) -> Decision | None:
-    failure = classify(current_pods(situation.observed))
-    return open_incident(situation, failure) if failure is not None else None
+    pods = current_pods(situation.observed)
+    failure = classify(pods)
+    if failure is None:
+        return None
+    if not all(is_settled(pod, situation.now) for pod in pods):
+        return Decision(situation.status, requeue_after=SETTLE_SECONDS)
+    return open_incident(situation, failure)
 
 
 RULES: tuple[Rule, ...] = (

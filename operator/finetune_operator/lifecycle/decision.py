@@ -36,7 +36,12 @@ class Resume:
     attempt: int
 
 
-Action = Create | Suspend | Resume
+@dataclass(frozen=True)
+class ForgetStart:
+    """Remove a suspended Job's start time: before Kubernetes 1.36 the template of a Job that has one is immutable."""
+
+
+Action = Create | Suspend | ForgetStart | Resume
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from finetune_api.contract import Cause
 from finetune_api.status import Incident, Phase, Restarts
 from finetune_operator.failures import Failure
-from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Create, Decision, Notice, Resume, Situation, Suspend
+from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Notice, Situation, Suspend
 from finetune_operator.lifecycle.ending import fail
-from finetune_operator.lifecycle.text import count
-from finetune_operator.observed import current_pods, is_suspended, live_pods, uid
+from finetune_operator.lifecycle.start import start_next
+from finetune_operator.observed import current_pods, is_suspended, torn_down, uid
 
 COUNTERS = {
     Cause.DISRUPTION: "disruption",
@@ -38,31 +38,35 @@ def open_incident(situation: Situation, failure: Failure) -> Decision:
     )
     counted = _counted(situation.status.restarts, failure.cause) if retry else situation.status.restarts
     phase = Phase.RESTARTING if retry else situation.status.phase
-    status = situation.to(phase, incident.cause, failure.message, incident=incident, restarts=counted)
+    status = situation.to(phase, incident.cause, _stopping(incident), incident=incident, restarts=counted)
     events = (Notice("Restarting", f"{incident.cause}: {failure.message}", warning=True),) if retry else ()
     return Decision(status, events=events, requeue_after=0.0)
 
 
 def handle_incident(situation: Situation, incident: Incident) -> Decision:
     """The next step after an incident was recorded."""
-    workload, live = situation.observed.workload, live_pods(situation.observed)
+    workload = situation.observed.workload
     if workload is not None and not is_suspended(workload):
         return Decision(situation.status, Suspend())
-    if live:
-        return _wait(situation, incident, len(live))
+    if not torn_down(situation.observed):
+        return _wait(situation, incident)
     if not incident.retry:
         return fail(situation, Cause(incident.cause), _last_word(situation, incident))
     if situation.job.spec.suspend:
         text = f"Suspended; the last attempt ended with {incident.cause}: {incident.message}"
         return Decision(situation.to(Phase.SUSPENDED, "Suspended", text))
-    attempt = situation.status.attempt + 1
-    return Decision(situation.status, Create(attempt) if workload is None else Resume(attempt))
+    return start_next(situation)
 
 
-def _wait(situation: Situation, incident: Incident, live: int) -> Decision:
+def _wait(situation: Situation, incident: Incident) -> Decision:
     phase = Phase.RESTARTING if incident.retry else situation.status.phase
-    text = f"{incident.message}; waiting for {count(live)} to save and stop"
-    return Decision(situation.to(phase, incident.cause, text), requeue_after=TEARDOWN_SECONDS)
+    status = situation.to(phase, incident.cause, _stopping(incident))
+    return Decision(status, requeue_after=TEARDOWN_SECONDS)
+
+
+def _stopping(incident: Incident) -> str:
+    """The same all through the teardown: how many pods are left is not worth a status write each."""
+    return f"{incident.message}; stopping what still runs"
 
 
 def _affordable(situation: Situation, cause: Cause) -> bool:

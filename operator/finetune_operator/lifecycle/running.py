@@ -7,28 +7,21 @@ from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Phase, Prog
 from finetune_operator.failures import obstacle
 from finetune_operator.lifecycle.decision import Decision, Situation
 from finetune_operator.lifecycle.text import count, numbers, progress_sentence, progress_status
-from finetune_operator.observed import current_pods, is_running, parse_time, phase
+from finetune_operator.observed import SETTLE_SECONDS, current_pods, is_done, is_running, parse_time
 
 
 def follow(situation: Situation) -> Decision:
     """Starting until every pod runs, then Running."""
     pods = current_pods(situation.observed)
-    running, ended = sum(map(is_running, pods)), sum(phase(pod) == "Succeeded" for pod in pods)
-    if running + ended >= situation.nodes:
-        status = _running(situation) if running else _finishing(situation)
-        return Decision(status, requeue_after=situation.settings.progress_poll_seconds)
+    running = sum(map(is_running, pods))
+    if running + sum(map(is_done, pods)) >= situation.nodes:
+        return Decision(_running(situation), requeue_after=situation.settings.progress_poll_seconds)
     held_up = obstacle(pods)
     if held_up is not None:
         return Decision(situation.to(Phase.STARTING, held_up.reason, held_up.message))
-    if not pods:
-        text = f"Waiting for {count(situation.nodes)} to be created"
-        return Decision(situation.to(Phase.STARTING, "WaitingForPods", text))
-    text = f"{running} of {count(situation.nodes)} run; the others are being scheduled or pull their image"
-    return Decision(situation.to(Phase.STARTING, "PodsStarting", text))
-
-
-def _finishing(situation: Situation) -> FineTuneJobStatus:
-    return situation.to(Phase.RUNNING, "Finishing", "The trainer is done; waiting for the Job to be marked complete")
+    # How many run already is not told: on a large gang each number would cost a status write.
+    text = f"Waiting for {count(situation.nodes)} to be scheduled and started"
+    return Decision(situation.to(Phase.STARTING, "PodsStarting", text), requeue_after=SETTLE_SECONDS if pods else None)
 
 
 def _running(situation: Situation) -> FineTuneJobStatus:

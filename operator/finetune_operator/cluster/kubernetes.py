@@ -1,0 +1,282 @@
+"""The cluster port over a Kubernetes API server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client.exceptions import ApiException
+from pydantic import ValidationError
+
+from finetune_api.contract import PROGRESS_PORT, Progress
+from finetune_operator.cluster.port import (
+    EVENT,
+    KINDS,
+    ClusterError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    JsonPatch,
+    Key,
+    Kind,
+    Object,
+)
+
+log = logging.getLogger(__name__)
+Objects = list[Object]
+FIELD_MANAGER = "finetune-operator"
+PAGE = 500
+"""Objects of one page of a LIST, as kubectl does: bounded answers keep the API server and us small."""
+PROGRESS_SECONDS = 2.0
+PROGRESS_BYTES = 64 * 1024
+EVENT_MESSAGE = 1024
+"""Characters of an event's message; the newer events API refuses more."""
+CONTENT_TYPES = {"apply": "application/apply-patch+yaml", "json": "application/json-patch+json"}
+
+
+async def load_configuration() -> Configuration:
+    """KUBECONFIG if it is set, else the pod's service account, else ~/.kube/config."""
+    configuration = Configuration()
+    in_cluster = "KUBERNETES_SERVICE_HOST" in os.environ and not os.environ.get("KUBECONFIG")
+    if in_cluster:
+        kube_config.load_incluster_config(client_configuration=configuration)
+    else:
+        await kube_config.load_kube_config(client_configuration=configuration)
+    return configuration
+
+
+class KubernetesCluster:
+    """See the Cluster port.
+
+    Args:
+        namespaces: those that `list` covers without a namespace; empty means all.
+        request_seconds: after so many an answer is no longer waited for.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        http: aiohttp.ClientSession,
+        *,
+        namespaces: tuple[str, ...] = (),
+        request_seconds: float = 30.0,
+    ) -> None:
+        self._client = client
+        self._http = http
+        self._namespaces = namespaces
+        self._request_seconds = request_seconds
+
+    # --- the port ----------------------------------------------------------------------------------------------------
+
+    async def read(self, kind: Kind, key: Key) -> Object | None:
+        return await self._or_none("GET", _path(kind, key.namespace, key.name))
+
+    async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> Objects:
+        namespaces = self._namespaces or (None,) if namespace is None else (namespace,)
+        query = {"labelSelector": ",".join(f"{name}={value}" if value else name for name, value in labels.items())}
+        return [item for each in namespaces for item in await self._list(kind, each, query if labels else {})]
+
+    async def create(self, obj: Object) -> Object:
+        kind, namespace = KINDS[obj["kind"]], obj["metadata"]["namespace"]
+        # Strict: what the server does not know is refused with its name instead of being dropped.
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
+        return await self._request("POST", _path(kind, namespace), query, obj)
+
+    async def apply(self, obj: Object) -> Object:
+        kind, metadata = KINDS[obj["kind"]], obj["metadata"]
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict", "force": "true"}
+        path = _path(kind, metadata["namespace"], metadata["name"])
+        return await self._request("PATCH", path, query, obj, CONTENT_TYPES["apply"])
+
+    async def patch(self, kind: Kind, key: Key, patch: JsonPatch, subresource: str | None = None) -> Object | None:
+        path = _path(kind, key.namespace, key.name) + (f"/{subresource}" if subresource else "")
+        return await self._or_none("PATCH", path, {"fieldManager": FIELD_MANAGER}, patch, CONTENT_TYPES["json"])
+
+    async def delete(self, kind: Kind, key: Key, uid: str, grace_seconds: int | None = None) -> None:
+        options: Object = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid},
+        }
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
+        try:
+            await self._or_none("DELETE", _path(kind, key.namespace, key.name), {}, options)
+        except ConflictError:
+            log.debug("%s %s is another one by now, it is left alone", kind.kind, key)
+
+    async def emit(self, regarding: Object, reason: str, message: str, warning: bool = False) -> None:
+        event = _event(regarding, reason, message, warning)
+        try:
+            await self.create(event)
+        except ConflictError:
+            await self._count_again(event)
+        except ClusterError as error:
+            log.warning("event %s of %s was not written: %s", reason, regarding["metadata"]["name"], error)
+
+    async def read_progress(self, pod: Object) -> Progress | None:
+        address = (pod.get("status") or {}).get("podIP")
+        if not address:
+            return None
+        host = f"[{address}]" if ":" in address else address
+        try:
+            # A redirect would send the operator to an address that a job's owner chooses.
+            async with self._http.get(
+                f"http://{host}:{PROGRESS_PORT}/progress",
+                timeout=aiohttp.ClientTimeout(total=PROGRESS_SECONDS),
+                allow_redirects=False,
+            ) as response:
+                body = await _bounded(response, PROGRESS_BYTES) if response.status == 200 else None
+            return Progress.model_validate_json(body) if body is not None else None
+        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError) as error:
+            log.debug("progress of pod %s: %s", pod["metadata"]["name"], error)
+            return None
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    async def _list(self, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> Objects:
+        items: Objects = []
+        page = {**query, "limit": str(PAGE)}
+        while True:
+            answer = await self._request("GET", _path(kind, namespace), page)
+            # Items of a list come without these two; the port promises them.
+            items += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in answer["items"]]
+            token = answer["metadata"].get("continue")
+            if not token:
+                return items
+            page = {**page, "continue": token}
+
+    async def _count_again(self, event: Object) -> None:
+        """An equal event is there: raise its count. A race with another writer may lose one; nothing depends on it."""
+        metadata = event["metadata"]
+        query = {"fieldSelector": f"metadata.name={metadata['name']}"}
+        try:
+            for found in await self._list(EVENT, metadata["namespace"], query):
+                patch = [
+                    {"op": "add", "path": "/count", "value": int(found.get("count") or 1) + 1},
+                    {"op": "add", "path": "/lastTimestamp", "value": event["lastTimestamp"]},
+                ]
+                await self.patch(EVENT, Key(metadata["namespace"], metadata["name"]), patch)
+        except ClusterError as error:
+            log.warning("event %s was not counted: %s", metadata["name"], error)
+
+    async def _or_none(self, *args: Any) -> Object | None:
+        try:
+            return await self._request(*args)
+        except _AbsentError:
+            return None
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
+        await self._client.update_params_for_auth(headers, [], ["BearerToken"])
+        try:
+            response = await self._client.rest_client.request(
+                method,
+                self._client.configuration.host + path,
+                query_params=list((query or {}).items()),
+                headers=headers,
+                body=body,
+                _request_timeout=self._request_seconds,
+            )
+        except ApiException as error:
+            raise _translated(error, f"{method} {path}") from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ClusterError(f"{method} {path}: {type(error).__name__}: {error}".rstrip(": ")) from error
+        answer: Object = json.loads(response.data)
+        return answer
+
+
+@asynccontextmanager
+async def connect(
+    configuration: Configuration, *, namespaces: tuple[str, ...] = (), request_seconds: float = 30.0
+) -> AsyncIterator[KubernetesCluster]:
+    """A cluster whose connections are closed at the end. No proxy stands between the operator and pods."""
+    async with ApiClient(configuration) as client, aiohttp.ClientSession(trust_env=False) as http:
+        yield KubernetesCluster(client, http, namespaces=namespaces, request_seconds=request_seconds)
+
+
+class _AbsentError(ClusterError):
+    """404."""
+
+
+def _translated(error: ApiException, request: str) -> ClusterError:
+    """Kubernetes' status codes in the port's terms, with the server's own sentence."""
+    try:
+        status = json.loads(error.body or b"{}")
+    except ValueError:
+        status = {}
+    message = str(status.get("message") or error.reason or "no reason given")
+    reason, code = status.get("reason"), error.status
+    if code == 404:
+        return _AbsentError(f"{request}: {message}")
+    # A 409 on POST may also be a race for a quota, which says nothing about the name.
+    if code == 409 and (not request.startswith("POST") or reason == "AlreadyExists"):
+        return ConflictError(message)
+    if code == 422 and "test failed" in message:
+        return ConflictError(message)
+    if code in (400, 422):
+        return InvalidError(message)
+    if code == 403:
+        return ForbiddenError(message)
+    return ClusterError(f"{request}: {code} {message}")
+
+
+def _path(kind: Kind, namespace: str | None, name: str | None = None) -> str:
+    prefix = "/api/" if "/" not in kind.api_version else "/apis/"
+    scope = f"/namespaces/{namespace}" if namespace is not None else ""
+    return f"{prefix}{kind.api_version}{scope}/{kind.plural}" + (f"/{name}" if name is not None else "")
+
+
+def _event(regarding: Object, reason: str, message: str, warning: bool) -> Object:
+    """The name is made of what the event says, so that an equal one is found and counted."""
+    metadata, kind = regarding["metadata"], "Warning" if warning else "Normal"
+    text = message if len(message) <= EVENT_MESSAGE else message[: EVENT_MESSAGE - 1] + "…"
+    digest = hashlib.sha256("\0".join((metadata["uid"], reason, text, kind)).encode()).hexdigest()[:16]
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": EVENT.api_version,
+        "kind": EVENT.kind,
+        "metadata": {"name": f"{metadata['name']}.{digest}", "namespace": metadata["namespace"]},
+        "involvedObject": {
+            "apiVersion": regarding["apiVersion"],
+            "kind": regarding["kind"],
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        },
+        "reason": reason,
+        "message": text,
+        "type": kind,
+        "count": 1,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "source": {"component": FIELD_MANAGER},
+        "reportingComponent": FIELD_MANAGER,
+    }
+
+
+async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
+    """The body, or None when it is longer than limit."""
+    body = b""
+    async for chunk in response.content.iter_chunked(limit):
+        body += chunk
+        if len(body) > limit:
+            return None
+    return body

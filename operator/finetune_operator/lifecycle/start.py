@@ -1,0 +1,21 @@
+"""Starting the next attempt: only when nothing of an earlier one is left."""
+
+from __future__ import annotations
+
+from finetune_operator.lifecycle.decision import Create, Decision, ForgetStart, Resume, Situation
+from finetune_operator.lifecycle.text import count
+from finetune_operator.observed import Observed, has_start_time, live_pods
+
+
+def start_next(situation: Situation) -> Decision:
+    """Create the Job or wake it, under the next attempt's number; everything is torn down."""
+    workload, attempt = situation.observed.workload, situation.status.attempt + 1
+    if workload is None:
+        return Decision(situation.status, Create(attempt))
+    return Decision(situation.status, ForgetStart() if has_start_time(workload) else Resume(attempt))
+
+
+def still_there(observed: Observed) -> str:
+    """What a teardown waits for."""
+    live = live_pods(observed)
+    return f"{count(len(live))} to save and stop" if live else "the Job to come to rest"
