@@ -8,6 +8,7 @@ import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from finetune_operator.cluster.port import Key
@@ -106,10 +107,10 @@ class KeyedQueue:
         self._changed.clear()
         if self._ready:
             return
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout)
-        except TimeoutError:
-            return
+        # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
 
     def _ripen(self) -> None:
         while (wait := self.next_due()) is not None and wait <= 0:

@@ -130,8 +130,10 @@ class LocalMachine:
             wait = await self._jobs.sync()
             await self._kubelet.sync()
             timeouts = [seconds for seconds in (wait, TICK_SECONDS if self._kubelet.busy else None) if seconds]
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), min(timeouts, default=None))
+                async with asyncio.timeout(min(timeouts, default=None)):
+                    await self._changed.wait()
 
 
 async def fetch_progress(pod: Object) -> Progress | None:
