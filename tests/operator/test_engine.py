@@ -1,0 +1,191 @@
+"""The engine as it runs: workers, poller, resync, settings and endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from finetune_api.contract import Progress, Stage
+from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, Key, Object
+from finetune_operator.endpoints import application
+from finetune_operator.engine import Engine
+from finetune_operator.metrics import Metrics
+from finetune_operator.progress import ProgressPoller
+from finetune_operator.settings import SettingsError, load
+from tests.operator.world import RESULT, FaultyCluster, World, admit_all, manifest
+
+
+@contextlib.asynccontextmanager
+async def running(engine: Engine) -> AsyncIterator[None]:
+    task = asyncio.create_task(engine.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(true: Callable[[], Any]) -> None:
+    """Give the loop away until an awaitable condition holds."""
+    async with asyncio.timeout(60):
+        while not await true():  # noqa: ASYNC110 - the condition is the state of a cluster, which has no event
+            await asyncio.sleep(0)
+
+
+async def test_two_hundred_jobs_succeed_each_with_no_more_than_eight_writes() -> None:
+    world = World(admit=admit_all)
+    counting = FaultyCluster(world.cluster)
+    engine = world.operator(counting)
+    world.cluster.subscribe(lambda change: engine.put(job_key(change.obj)))
+    keys = [Key("ml", f"job-{number}") for number in range(200)]
+
+    async def phases() -> set[str | None]:
+        await world.node.settle()
+        return {(await world.status(key)).get("phase") for key in keys}
+
+    async def all_run() -> bool:
+        return await phases() == {"Running"}
+
+    async def all_succeeded() -> bool:
+        return await phases() == {"Succeeded"}
+
+    async with running(engine):
+        for key in keys:
+            await world.cluster.create(manifest(key.name))
+        await until(all_run)
+        await world.end(0, json.dumps(RESULT))
+        await until(all_succeeded)
+    assert len(counting.writes) <= 8 * len(keys)
+    assert len(await world.cluster.list(JOB, None, {})) == len(keys)
+
+
+def job_key(obj: Object) -> Key:
+    labels = obj["metadata"].get("labels") or {}
+    return Key(obj["metadata"]["namespace"], labels.get("finetune.dev/job", obj["metadata"]["name"]))
+
+
+async def test_a_resync_finds_jobs_of_which_no_watch_has_told() -> None:
+    world = World()
+    await world.create()
+
+    async def runs() -> bool:
+        await world.node.settle()
+        return (await world.phase())[0] == "Starting"
+
+    async with running(world.engine):
+        await until(runs)
+
+
+async def test_a_resync_leaves_jobs_that_have_ended_in_peace() -> None:
+    world = World()
+    await world.create()
+    raw = await world.cluster.read(FINE_TUNE_JOB, Key("ml", "tune"))
+    assert raw is not None
+    world.cluster.set_status(FINE_TUNE_JOB, Key("ml", "tune"), {"phase": "Succeeded"})
+    assert await world.engine.resync() == 0
+
+
+async def test_a_closed_gate_holds_everything_back() -> None:
+    world, gate = World(), asyncio.Event()
+    await world.create()
+    engine = Engine(world.cluster, world.settings, clock=world.clock, gate=gate)
+    async with running(engine):
+        engine.put(Key("ml", "tune"))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert await world.status() == {}
+        gate.set()
+
+        async def begun() -> bool:
+            return bool(await world.status())
+
+        await until(begun)
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+class Pods:
+    """Answers progress reads and notes who was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.now = 0.0
+        self.answer: Progress | None = Progress(stage=Stage.TRAINING, step=1)
+
+    async def read_progress(self, pod: Object) -> Progress | None:
+        self.asked.append(pod["metadata"]["uid"])
+        return self.answer
+
+
+def poller_of(pods: Pods, told: list[Key]) -> ProgressPoller:
+    return ProgressPoller(pods, interval=10, rate=1e6, changed=told.append, clock=lambda: pods.now)  # type: ignore[arg-type]
+
+
+def pod(uid: str) -> Object:
+    return {"metadata": {"name": "p", "uid": uid}}
+
+
+async def test_a_pod_is_asked_once_an_interval_and_news_are_told_once() -> None:
+    pods, told, key = Pods(), [], Key("ml", "a")
+    poller = poller_of(pods, told)
+    assert poller.latest(key, pod("1")) is None
+    for second in range(25):
+        pods.now = float(second)
+        await poller.poll_due()
+    assert pods.asked == ["1", "1", "1"]
+    assert told == [key]
+    assert poller.latest(key, pod("1")) == pods.answer
+
+
+async def test_progress_of_a_replaced_pod_is_forgotten() -> None:
+    pods, told, key = Pods(), [], Key("ml", "a")
+    poller = poller_of(pods, told)
+    poller.latest(key, pod("1"))
+    await poller.poll_due()
+    assert poller.latest(key, pod("2")) is None
+    poller.forget(key)
+    assert await poller.poll_due() == 0
+
+
+# --- settings and endpoints ------------------------------------------------------------------------------------------
+
+
+def test_flags_beat_the_environment_which_beats_the_defaults() -> None:
+    environ = {"FINETUNE_OPERATOR_WORKERS": "3", "FINETUNE_OPERATOR_NAMESPACES": "a, b"}
+    settings = load(["--workers", "5"], environ)
+    assert (settings.workers, settings.namespaces, settings.http_port) == (5, ("a", "b"), 8080)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("WORKERS", "0", "too small"),
+        ("WORKERS", "many", "no int"),
+        ("IMAGE_PULL_POLICY", "Sometimes", "IfNotPresent, Always, Never"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(name: str, value: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=f"FINETUNE_OPERATOR_{name}") as caught:
+        load([], {f"FINETUNE_OPERATOR_{name}": value})
+    assert words in str(caught.value)
+
+
+async def test_endpoints_tell_metrics_and_whether_it_is_ready() -> None:
+    metrics, ready = Metrics(), [False]
+    metrics.count_phases(["Running", "Running", "Failed"])
+    async with TestClient(TestServer(application(metrics, lambda: ready[0]))) as client:
+        assert (await client.get("/healthz")).status == 200
+        assert (await client.get("/readyz")).status == 503
+        ready[0] = True
+        assert (await client.get("/readyz")).status == 200
+        text = await (await client.get("/metrics")).text()
+    assert 'finetune_operator_jobs{phase="Running"} 2.0' in text
+    assert 'finetune_operator_jobs{phase="Queued"} 0.0' in text

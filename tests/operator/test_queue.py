@@ -1,0 +1,159 @@
+"""The keyed queue, with a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+
+import pytest
+
+from finetune_operator.cluster.port import Key
+from finetune_operator.queue import Backoff, KeyedQueue, run_worker
+
+A, B = Key("ml", "a"), Key("ml", "b")
+
+
+class Ticks:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def ticks() -> Ticks:
+    return Ticks()
+
+
+@pytest.fixture
+def queue(ticks: Ticks) -> KeyedQueue:
+    return KeyedQueue(Backoff(1.0, 60.0, random.Random(7)), ticks)
+
+
+def test_a_key_that_is_put_twice_is_worked_on_once(queue: KeyedQueue) -> None:
+    queue.put(A)
+    queue.put(A)
+    assert (queue.take(), queue.take()) == (A, None)
+
+
+def test_keys_come_in_the_order_in_which_they_were_put(queue: KeyedQueue) -> None:
+    queue.put(B)
+    queue.put(A)
+    assert (queue.take(), queue.take()) == (B, A)
+
+
+def test_a_key_in_work_is_never_given_to_a_second_worker_but_comes_again(queue: KeyedQueue) -> None:
+    queue.put(A)
+    assert queue.take() == A
+    queue.put(A)
+    assert queue.take() is None
+    queue.done(A)
+    assert queue.take() == A
+
+
+def test_a_delayed_key_is_ready_in_time_and_the_earlier_time_holds(queue: KeyedQueue, ticks: Ticks) -> None:
+    queue.put_after(A, 30)
+    queue.put_after(A, 10)
+    queue.put_after(A, 20)
+    assert queue.next_due() == 10
+    ticks.now += 9
+    assert queue.take() is None
+    ticks.now += 1
+    assert queue.take() == A
+    queue.done(A)
+    ticks.now += 100
+    assert queue.take() is None
+
+
+def test_a_key_that_is_put_now_is_not_repeated_later(queue: KeyedQueue, ticks: Ticks) -> None:
+    queue.put_after(A, 10)
+    queue.put(A)
+    assert queue.take() == A
+    queue.done(A)
+    ticks.now += 20
+    assert queue.take() is None
+
+
+def test_failures_back_off_doubling_up_to_the_cap_with_jitter(queue: KeyedQueue, ticks: Ticks) -> None:
+    delays = []
+    for _ in range(12):
+        queue.put(A)
+        assert queue.take() == A
+        delays.append(queue.fail(A))
+    for number, delay in enumerate(delays):
+        full = min(60.0, 2.0**number)
+        assert full / 2 <= delay <= full
+    assert len(set(delays)) == 12
+
+
+def test_a_success_forgets_the_failures(queue: KeyedQueue) -> None:
+    for _ in range(5):
+        queue.put(A)
+        queue.take()
+        queue.fail(A)
+    queue.put(A)
+    queue.take()
+    queue.done(A)
+    queue.put(A)
+    queue.take()
+    assert queue.fail(A) <= 1.0
+
+
+def test_back_off_of_thousands_of_failures_does_not_overflow() -> None:
+    assert Backoff(1.0, 300.0, random.Random(1)).delay(100_000) <= 300.0
+
+
+async def test_workers_share_the_keys_and_never_one_key(queue: KeyedQueue) -> None:
+    active: set[Key] = set()
+    done: list[Key] = []
+    finished = asyncio.Event()
+
+    async def work(key: Key) -> None:
+        assert key not in active
+        active.add(key)
+        await asyncio.sleep(0)
+        active.discard(key)
+        done.append(key)
+        if len(done) < 100:
+            queue.put(Key("ml", f"k{len(done) % 5}"))
+        else:
+            finished.set()
+
+    workers = [asyncio.create_task(run_worker(queue, work)) for _ in range(4)]
+    for number in range(5):
+        queue.put(Key("ml", f"k{number}"))
+    await asyncio.wait_for(finished.wait(), 10)
+    await cancelled(workers)
+
+
+async def test_an_error_with_one_key_ends_no_worker_and_the_key_comes_again(queue: KeyedQueue, ticks: Ticks) -> None:
+    seen: list[Key] = []
+    twice = asyncio.Event()
+
+    async def work(key: Key) -> None:
+        seen.append(key)
+        if seen.count(A) == 1 and key == A:
+            raise RuntimeError("boom")
+        if seen.count(A) == 2:
+            twice.set()
+
+    workers = [asyncio.create_task(run_worker(queue, work))]
+    queue.put(A)
+    queue.put(B)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert seen == [A, B]
+    ticks.now += 2
+    queue.put(B)
+    await asyncio.wait_for(twice.wait(), 10)
+    await cancelled(workers)
+
+
+async def cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
