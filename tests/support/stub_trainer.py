@@ -1,4 +1,4 @@
-"""A trainer of a few lines that keeps the contract: what it does is told by `stub.*` annotations in job.json's name.
+"""A trainer of a few lines that keeps the contract.
 
 Runs as a pod's process in tests of the local adaptor, so that they need seconds and no torch. The job's seed picks
 the behaviour; checkpoints are a number in a file beside the output, so that a resumed run goes on from there.
@@ -30,16 +30,9 @@ from finetune_api.contract import (
     Stage,
     TerminationMessage,
 )
+from tests.support.stub_trainer_seeds import BROKEN, CRASHING, PARENT, STUBBORN
 
 STEPS_PER_SECOND = 20
-STUBBORN_SEED = 7
-"""Ignores SIGTERM."""
-BROKEN_SEED = 8
-"""Ends with a data error."""
-PARENT_SEED = 9
-"""Starts a process of its own that would outlive it."""
-CRASHING_SEED = 10
-"""Ends with an unexpected error."""
 
 
 class State:
@@ -79,14 +72,14 @@ total = job["spec"]["hyperparameters"]["maxSteps"]
 output = Path(job["spec"]["output"]["uri"].removeprefix("file://"))
 output.mkdir(parents=True, exist_ok=True)
 checkpoint = output / "stub-checkpoint"
-signal.signal(signal.SIGTERM, signal.SIG_IGN if seed == STUBBORN_SEED else on_sigterm)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if seed == STUBBORN else on_sigterm)
 print(f"attempt {State.attempt}", flush=True)
-if seed == BROKEN_SEED:
+if seed == BROKEN:
     print("reading the dataset", flush=True)
     finish(65, cause=Cause.DATA, message="train.jsonl:3: not JSON", advice="mend the line")
-if seed == CRASHING_SEED:
+if seed == CRASHING:
     raise RuntimeError("the stub was told to crash")
-if seed == PARENT_SEED:
+if seed == PARENT:
     child = subprocess.Popen(["sleep", "1000"])
     (output / "child.pid").write_text(str(child.pid))
 server = ThreadingHTTPServer((os.environ[ENV_POD_IP], PROGRESS_PORT), Handler)
