@@ -55,6 +55,8 @@ def _metrics(status: Mapping[str, Any]) -> list[str]:
 
 def _sample(job: Object, store: Mapping[str, str]) -> list[str]:
     """One held-out prompt, answered before and after; nothing where none was asked for."""
+    if not job["spec"]["evaluation"]["samples"]:
+        return []
     uri = f"{job['spec']['output']['uri']}/result.json"
     found = run_storage(["cat", uri], of_spec(job["spec"], store), capture=True)
     try:

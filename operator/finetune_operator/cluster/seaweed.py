@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from finetune_operator.cluster.local import shim
+
 HOST = "127.0.0.1"
 ROLES = ("master", "volume", "filer", "s3")
 START_TIMEOUT_SECONDS = 60.0
@@ -69,7 +71,7 @@ class Seaweed:
     """One `weed server` process over one data folder.
 
     The data and the keys live in the folder and are found again by the next start. A folder belongs to one Seaweed
-    at a time; a `weed` whose owner was killed is ended by the next start.
+    at a time. The server ends with the thread that started it, so that one must be the program's main thread.
     """
 
     def __init__(self, *, auto_create_buckets: bool = True, extra_identities: Sequence[Identity] = ()) -> None:
@@ -121,10 +123,19 @@ class Seaweed:
         log = data_dir / "weed.log"
         for attempt in range(START_ATTEMPTS):
             ports = _ports(data_dir / "ports.json", keep=attempt == 0)
-            command = _command(weed, data_dir, config, ports, self._auto_create_buckets)
+            # By way of the shim it ends with us, even when we are killed.
+            ours = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid())]
+            command = [*ours, *_command(weed, data_dir, config, ports, self._auto_create_buckets)]
             with log.open("wb") as output:
                 self._process = subprocess.Popen(
-                    command, cwd=data_dir, env=_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                    command,
+                    cwd=data_dir,
+                    env=_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    # Ctrl-C is for us alone: the trainer still saves to this server then.
+                    start_new_session=True,
                 )
             _write_private(data_dir / "weed.pid", str(self._process.pid))
             if _wait_until_ready(self._process, ports):
