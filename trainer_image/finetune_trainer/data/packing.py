@@ -13,10 +13,12 @@ The first label of every document is -100 (see encoding.Encoded), since what pre
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 import torch
 
 from finetune_trainer.data.encoding import IGNORED
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BIN_ROWS = 10_000
-"""Rows that are packed together: more fill the packs no better, and these fit in memory."""
+BIN_TOKENS = 2_000_000
+"""Tokens among which rows are sought that fill a pack: more fill them no better, and these take 50 MB."""
 COLUMNS = ["input_ids", "labels"]
 
 
@@ -43,7 +45,9 @@ def pack(dataset: Dataset, max_length: int, cache_file: Path) -> Dataset:
     """
     from trl import pack_dataset
 
-    settings = {"batch_size": BIN_ROWS, "cache_file_name": str(cache_file), "load_from_cache_file": False}
+    tokens_per_row = pc.mean(pc.list_value_length(dataset.data.column("input_ids"))).as_py()
+    rows = math.ceil(BIN_TOKENS / tokens_per_row)
+    settings = {"batch_size": rows, "cache_file_name": str(cache_file), "load_from_cache_file": False}
     return pack_dataset(dataset.select_columns(COLUMNS), max_length, "bfd", settings)
 
 
