@@ -32,8 +32,8 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 def a_job(root: Path, strategy: str = "LoRA", task: str = "Instruction", **spec: Any) -> FineTuneJob:
     """A small job whose model, data and output lie under root.
 
-    `spec` adds to the spec's parts, in the names of the YAML (`lora` to strategy.lora); None takes a field away. The
-    model is written when it is not there yet.
+    `spec` adds to the spec's parts, in the names of the YAML (`lora` and `quantization` to strategy); None takes a
+    field away. The model is written when it is not there yet.
     """
     model = root / "model"
     if not model.exists():
@@ -60,8 +60,7 @@ def a_job(root: Path, strategy: str = "LoRA", task: str = "Instruction", **spec:
         "checkpoint": {"everySteps": 4},
         "output": {"uri": f"file://{root / 'out'}"},
     }
-    if "lora" in spec:
-        wire["strategy"]["lora"] = spec.pop("lora")
+    wire["strategy"] |= {name: spec.pop(name) for name in ("lora", "quantization") if name in spec}
     for part, fields in spec.items():
         wire[part] = {name: value for name, value in (wire.get(part, {}) | fields).items() if value is not None}
     return resolve(FineTuneJob.from_wire({"metadata": {"name": "tiny", "uid": "uid-1"}, "spec": wire}))

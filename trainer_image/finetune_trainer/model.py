@@ -230,8 +230,13 @@ def load_weights(
             trust_remote_code=spec.trust_remote_code,
             output_loading_info=True,
         )
+    except torch.OutOfMemoryError:
+        raise
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{FIELD}: the weights of {spec.uri} cannot be loaded: {error}") from error
+        raise UsageError(
+            f"{FIELD}: the weights of {spec.uri} cannot be loaded: {error}",
+            "upload the model's folder again; perhaps a file is cut off, or config.json belongs to other weights",
+        ) from error
     # The library fills what is missing with random numbers and goes on.
     missing = sorted(loaded["missing_keys"])
     if missing:

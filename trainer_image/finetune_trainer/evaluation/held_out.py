@@ -41,14 +41,17 @@ class HeldOutLossMixin(_Base):
         # Set already when the last step is evaluated; what counts is whether a callback sets it meanwhile.
         ending, self.control.should_training_stop = self.control.should_training_stop, False
         loss = tokens = rows = 0.0
-        for batch in dataloader:
-            losses, counts = self._row_losses(batch)
-            loss += losses.double().sum().item()
-            tokens += counts.sum().item()
-            rows += len(losses)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-            if self.control.should_training_stop:
-                return EvalLoopOutput(predictions=None, label_ids=None, metrics={}, num_samples=int(rows))
+        # Opening a data loader draws a random number. A run that was stopped before an evaluation and goes on after it
+        # must still draw the same ones for its dropout as a run that was not.
+        with torch.random.fork_rng(devices=[]):
+            for batch in dataloader:
+                losses, counts = self._row_losses(batch)
+                loss += losses.double().sum().item()
+                tokens += counts.sum().item()
+                rows += len(losses)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+                if self.control.should_training_stop:
+                    return EvalLoopOutput(predictions=None, label_ids=None, metrics={}, num_samples=int(rows))
         self.control.should_training_stop = ending
         mean = loss / max(tokens, 1)
         metrics = {

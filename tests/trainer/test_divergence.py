@@ -1,0 +1,61 @@
+"""A loss or gradient that is not finite never reaches a weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from finetune_trainer.errors import DivergedError
+from tests.support.jobs import a_context, a_job, a_session, run
+from tests.support.models import changed, save_tiny_llama, state_of
+
+
+def test_the_step_is_not_taken(tmp_path):
+    model = save_tiny_llama(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][:] = 3e38
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    session = a_session(a_job(tmp_path, "Full"), tmp_path / "scratch")
+    before = state_of(session.trainer.model)
+    with pytest.raises(DivergedError, match="in step 1; that step was not taken"):
+        session.trainer.train()
+    assert not changed(before, state_of(session.trainer.model))
+
+
+def explode_at(trainer, steps: list[int]) -> None:
+    """Let the gradient be infinite in these steps, each time once."""
+    taken = trainer.training_step
+
+    def training_step(*args, **named):
+        loss = taken(*args, **named)
+        if trainer.state.global_step + 1 in steps:
+            steps.remove(trainer.state.global_step + 1)
+            next(p for p in trainer.model.parameters() if p.grad is not None).grad[0, 0] = torch.inf
+        return loss
+
+    trainer.training_step = training_step
+
+
+@pytest.mark.parametrize(("steps", "survives"), [([3], True), ([3, 3], False), ([2], False)])
+def test_the_second_time_from_the_same_checkpoint_is_the_last(tmp_path, monkeypatch, steps, survives):
+    # A checkpoint after every second step: what happens in step 2 has nothing to go back to.
+    import finetune_trainer.train as train_module
+
+    opened = train_module.open_session
+
+    def open_session(*args):
+        session = opened(*args)
+        explode_at(session.trainer, steps)
+        return session
+
+    monkeypatch.setattr(train_module, "open_session", open_session)
+    job = a_job(tmp_path, checkpoint={"everySteps": 2})
+    context = a_context(job, tmp_path / "scratch")
+    if survives:
+        assert run(job, context.scratch, 1, context).steps == 6
+        assert "once more from step 2" in context.reporter.snapshot().warnings[-1]
+    else:
+        with pytest.raises(DivergedError) as caught:
+            run(job, context.scratch, 1, context)
+        assert "learningRate" in caught.value.advice

@@ -1,0 +1,135 @@
+"""A job that is stopped and goes on ends with the same weights, the same baseline and the same result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from finetune_api.contract import Stage
+from finetune_trainer.errors import StoppedError
+from finetune_trainer.progress import Reporter
+from tests.support.jobs import a_context, a_job, run
+
+
+class StopsAt(Reporter):
+    """A reporter that asks for the stop as SIGTERM would, when the run has come to a step or a stage."""
+
+    def __init__(self, stop, step: int | None = None, stage: Stage | None = None) -> None:
+        super().__init__()
+        self._stop, self._step, self._when = stop, step, stage
+
+    def update(self, **fields):
+        if fields.get("step") == self._step and self._step:
+            self._stop.request()
+        super().update(**fields)
+
+    def stage(self, stage, detail=""):
+        if stage is self._when:
+            self._stop.request()
+        super().stage(stage, detail)
+
+
+def attempt(job, root: Path, number: int, **stop):
+    context = a_context(job, root / f"scratch-{number}", number)
+    if stop:
+        object.__setattr__(context, "reporter", StopsAt(context.stop, **stop))
+    return run(job, context.scratch, number, context)
+
+
+def a_resumable_job(root: Path, strategy: str):
+    return a_job(
+        root,
+        strategy,
+        hyperparameters={"maxSteps": 9, "dropout": 0.1, "gradientAccumulationSteps": 2, "perDeviceBatchSize": 2},
+        checkpoint={"everySteps": 3},
+        evaluation={"everySteps": 2},
+    )
+
+
+def weights(root: Path) -> dict[str, torch.Tensor]:
+    return load_file(root / "out/checkpoints/step-00000009/trainable.safetensors")
+
+
+STOPS = {
+    "Full": [{"stage": Stage.EVALUATING}, {"step": 4}],
+    "LoRA": [{"step": 1}, {"step": 4}, {"step": 5}],
+    "QLoRA": [{"step": 4}],
+}
+"""An evaluation is due after every second step: a stop at step 4 skips one that an undisturbed run has."""
+
+
+@pytest.mark.parametrize("strategy", STOPS)
+def test_stopping_at_steps_and_during_evaluations_changes_no_weight(tmp_path, strategy):
+    undisturbed = a_resumable_job(tmp_path / "one", strategy)
+    expected = attempt(undisturbed, tmp_path / "one", 1)
+    job = a_resumable_job(tmp_path / "two", strategy)
+    for number, stop in enumerate(STOPS[strategy], start=1):
+        with pytest.raises(StoppedError):
+            attempt(job, tmp_path / "two", number, **stop)
+    found = attempt(job, tmp_path / "two", 9)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert found.metrics == expected.metrics
+    assert found.baseline == expected.baseline
+    assert [s["before"] for s in found.samples] == [s["before"] for s in expected.samples]
+    assert found.tokens == expected.tokens
+
+
+def test_the_history_of_all_attempts_is_in_the_report(tmp_path):
+    job = a_resumable_job(tmp_path, "LoRA")
+    with pytest.raises(StoppedError, match="stopped on request after step 4, which is saved"):
+        attempt(job, tmp_path, 1, step=4)
+    attempt(job, tmp_path, 2)
+    history = json.loads((tmp_path / "out/report/report.json").read_text())["history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 10))
+
+
+def test_the_baseline_is_measured_once(tmp_path):
+    job = a_resumable_job(tmp_path, "LoRA")
+    with pytest.raises(StoppedError):
+        attempt(job, tmp_path, 1, step=1)
+    path = tmp_path / "out/report/baseline.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"metrics": {"eval_loss": 12.5}}))
+    assert attempt(job, tmp_path, 2).baseline == {"eval_loss": 12.5}
+
+
+def test_the_baseline_of_another_job_is_not_ours(tmp_path):
+    job = a_resumable_job(tmp_path, "LoRA")
+    path = tmp_path / "out/report/baseline.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"uid": "uid-0", "metrics": {"eval_loss": 12.5}}))
+    assert attempt(job, tmp_path, 1).baseline["eval_loss"] < 10
+
+
+def test_a_stop_before_training_leaves_at_once(tmp_path):
+    job = a_resumable_job(tmp_path, "LoRA")
+    with pytest.raises(StoppedError, match="before training began"):
+        attempt(job, tmp_path, 1, stage=Stage.PREPARING)
+    assert not (tmp_path / "out/checkpoints").exists()
+
+
+def test_a_stop_within_an_evaluation_saves_the_step_before_it(tmp_path):
+    job = a_resumable_job(tmp_path, "LoRA")
+    context = a_context(job, tmp_path / "scratch-1")
+
+    class StopInEvaluation(TrainerCallback):
+        def on_prediction_step(self, args, state, control, **_):
+            if state.global_step == 2:
+                context.stop.request()
+
+    import finetune_trainer.session as session_module
+
+    original = session_module.ProgressCallback
+    session_module.ProgressCallback = lambda reporter: StopInEvaluation()
+    try:
+        with pytest.raises(StoppedError, match="after step 2"):
+            run(job, context.scratch, 1, context)
+    finally:
+        session_module.ProgressCallback = original
+    assert (tmp_path / "out/checkpoints/step-00000002/manifest.json").exists()
