@@ -14,6 +14,7 @@ from botocore.config import Config
 from tests.support.s3 import Proxy, S3Server, running_s3_server
 
 HERE = Path(__file__).parent
+WITHOUT_IMAGES = ("test_api_server.py", "test_operator_api.py")
 NEEDED = ("KUBECONFIG", "E2E_OPERATOR_IMAGE", "E2E_TRAINER_IMAGE")
 
 
@@ -22,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.cluster)
             # No pods run where only the API server is asked.
-            needed = NEEDED[:1] if item.path.name == "test_api_server.py" else NEEDED
+            needed = NEEDED[:1] if item.path.name in WITHOUT_IMAGES else NEEDED
             missing = [name for name in needed if not os.environ.get(name)]
             if missing:
                 item.add_marker(pytest.mark.skip(reason=f"needs a cluster: set {', '.join(missing)}"))

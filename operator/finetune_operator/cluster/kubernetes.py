@@ -229,8 +229,9 @@ def _translated(error: ApiException, request: str) -> ClusterError:
     # A 409 on POST may also be a race for a quota, which says nothing about the name.
     if code == 409 and (not request.startswith("POST") or reason == "AlreadyExists"):
         return ConflictError(message)
-    if code == 422 and "test failed" in message:
-        return ConflictError(message)
+    # A JSON Patch that does not fit the object, a failed test included, gets this without any details.
+    if code == 422 and request.startswith("PATCH") and not status.get("details"):
+        return ConflictError(f"{request}: the object has moved on")
     if code in (400, 422):
         return InvalidError(message)
     if code == 403:

@@ -1,0 +1,389 @@
+"""The cluster port and the whole operator on a real API server. No image is pulled and nothing trains: the pods name a
+scheduler that does not exist, and the test plays the kubelet by writing their status."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_operator.cluster import kubernetes
+from finetune_operator.cluster.kubernetes import KubernetesCluster, connect, load_configuration
+from finetune_operator.cluster.port import (
+    CONFIG_MAP,
+    EVENT,
+    FINE_TUNE_JOB,
+    JOB,
+    POD,
+    SERVICE,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    Key,
+    Object,
+)
+from tests.chart.rendering import of_kind
+from tests.e2e.cluster import apply, fresh_namespace, get, items, kubectl
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[str]:
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds" / "finetunejobs.yaml"))
+    kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev", "--timeout=60s")
+    with fresh_namespace("operator-api") as name:
+        yield name
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[KubernetesCluster]:
+    async with connect(await load_configuration()) as connected:
+        yield connected
+
+
+def config_map(namespace: str, name: str, labels: dict[str, str] | None = None, **data: str) -> Object:
+    metadata = {"name": name, "namespace": namespace, "labels": labels or {}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def tune(namespace: str, name: str, **spec: Any) -> Object:
+    return {
+        "apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "task": {"type": "Instruction"}, "model": {"uri": "s3://models/m"}, "dataset": {"uri": "s3://data/d.jsonl"},
+            "strategy": {"type": "LoRA"}, "output": {"uri": f"s3://out/{name}"},
+            "resources": {"cpu": "10m", "memory": "64Mi", "scratch": "1Gi"},
+            "scheduling": {"schedulerName": "nobody"},
+            **spec,
+        },
+    }  # fmt: skip
+
+
+# --- the port --------------------------------------------------------------------------------------------------------
+
+
+async def test_create_read_and_a_name_that_is_taken(cluster: KubernetesCluster, namespace: str) -> None:
+    key = Key(namespace, "created")
+    assert await cluster.read(CONFIG_MAP, key) is None
+    made = await cluster.create(config_map(namespace, key.name, a="1"))
+    assert await cluster.read(CONFIG_MAP, key) == made
+    with pytest.raises(ConflictError, match="already exists"):
+        await cluster.create(config_map(namespace, key.name))
+
+
+async def test_apply_creates_updates_and_does_not_revive_what_is_gone(
+    cluster: KubernetesCluster, namespace: str
+) -> None:
+    first = await cluster.apply(config_map(namespace, "applied", a="1"))
+    second = config_map(namespace, "applied", b="2")
+    second["metadata"]["uid"] = first["metadata"]["uid"]
+    assert (await cluster.apply(second))["data"] == {"b": "2"}
+    await cluster.delete(CONFIG_MAP, Key(namespace, "applied"), first["metadata"]["uid"])
+    with pytest.raises(ConflictError):
+        await cluster.apply(second)
+    assert await cluster.read(CONFIG_MAP, Key(namespace, "applied")) is None
+
+
+async def test_a_json_patch_whose_test_fails_is_a_conflict_and_one_of_nothing_is_none(
+    cluster: KubernetesCluster, namespace: str
+) -> None:
+    key = Key(namespace, "patched")
+    made = await cluster.create(config_map(namespace, key.name, a="1"))
+    good = [
+        {"op": "test", "path": "/metadata/uid", "value": made["metadata"]["uid"]},
+        {"op": "test", "path": "/metadata/resourceVersion", "value": made["metadata"]["resourceVersion"]},
+        {"op": "add", "path": "/data/a", "value": "2"},
+    ]
+    patched = await cluster.patch(CONFIG_MAP, key, good)
+    assert patched is not None
+    assert patched["data"] == {"a": "2"}
+    with pytest.raises(ConflictError):
+        await cluster.patch(CONFIG_MAP, key, good)
+    assert await cluster.patch(CONFIG_MAP, Key(namespace, "absent"), good) is None
+
+
+async def test_lists_select_by_label_value_and_by_presence_over_all_pages(
+    cluster: KubernetesCluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "PAGE", 2)
+    for number in range(5):
+        await cluster.create(config_map(namespace, f"listed-{number}", {"n": str(number), "odd": str(number % 2)}))
+    names = [item["metadata"]["name"] for item in await cluster.list(CONFIG_MAP, namespace, {"n": ""})]
+    assert names == [f"listed-{number}" for number in range(5)]
+    found = await cluster.list(CONFIG_MAP, namespace, {"n": "", "odd": "1"})
+    assert [(item["metadata"]["name"], item["kind"]) for item in found] == [
+        ("listed-1", "ConfigMap"), ("listed-3", "ConfigMap"),
+    ]  # fmt: skip
+    async with connect(await load_configuration(), namespaces=(namespace, "default")) as narrow:
+        assert len(await narrow.list(CONFIG_MAP, None, {"n": ""})) == 5
+
+
+async def test_another_incarnation_is_not_deleted(cluster: KubernetesCluster, namespace: str) -> None:
+    key = Key(namespace, "kept")
+    made = await cluster.create(config_map(namespace, key.name))
+    await cluster.delete(CONFIG_MAP, key, "00000000-0000-0000-0000-000000000000")
+    assert await cluster.read(CONFIG_MAP, key) is not None
+    await cluster.delete(CONFIG_MAP, key, made["metadata"]["uid"])
+    await cluster.delete(CONFIG_MAP, key, made["metadata"]["uid"])
+    assert await cluster.read(CONFIG_MAP, key) is None
+
+
+async def test_equal_events_are_counted_and_others_stand_alone(cluster: KubernetesCluster, namespace: str) -> None:
+    regarding = await cluster.create(config_map(namespace, "told"))
+    for _ in range(3):
+        await cluster.emit(regarding, "Restarting", "Infrastructure: S3 did not answer", warning=True)
+    await cluster.emit(regarding, "Succeeded", "x" * 3000)
+    found = await cluster.list(EVENT, namespace, {})
+    mine = {event["reason"]: event for event in found if event["involvedObject"]["name"] == "told"}
+    assert (mine["Restarting"]["count"], mine["Restarting"]["type"]) == (3, "Warning")
+    assert (mine["Succeeded"]["count"], len(mine["Succeeded"]["message"])) == (1, 1024)
+
+
+async def test_refusals_say_what_the_server_said(cluster: KubernetesCluster, namespace: str) -> None:
+    with pytest.raises(InvalidError, match=r"metadata\.name"):
+        await cluster.create(config_map(namespace, "Not_A_Name"))
+    misspelt = {**config_map(namespace, "misspelt"), "imutable": True}
+    with pytest.raises(InvalidError, match="imutable"):
+        await cluster.create(misspelt)
+    apply({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few", "namespace": namespace},
+        "spec": {"hard": {"count/services": "0"}},
+    })  # fmt: skip
+    service = {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "one", "namespace": namespace},
+        "spec": {"clusterIP": "None", "ports": [{"port": 1}]},
+    }  # fmt: skip
+    await eventually(lambda: "used" in get("resourcequota", "few", namespace).get("status", {}))
+    with pytest.raises(ForbiddenError, match="exceeded quota"):
+        await cluster.create(service)
+    kubectl("-n", namespace, "delete", "resourcequota", "few")
+    assert await cluster.list(SERVICE, namespace, {}) == []
+
+
+# --- the operator ----------------------------------------------------------------------------------------------------
+
+
+class Operator:
+    """`finetune-operator` as a process under the chart's own Role, and a hand that plays the kubelet."""
+
+    def __init__(self, namespace: str, kubeconfig: Path) -> None:
+        self.namespace = namespace
+        command = [
+            sys.executable, "-m", "finetune_operator.main", "--namespaces", namespace, "--http-port", "0",
+            "--trainer-image", "example.invalid/trainer:1", "--resync-seconds", "300", "--log-format", "json",
+        ]  # fmt: skip
+        path = os.pathsep.join(str(ROOT / folder) for folder in ("crds", "operator"))
+        environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONPATH": path}
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self.process = subprocess.Popen(command, env=environment, stderr=self.log)
+
+    def stop(self, kill: bool = False) -> str:
+        self.process.kill() if kill else self.process.terminate()
+        code = self.process.wait(30)
+        self.log.seek(0)
+        log = self.log.read().decode()
+        # One that was only just started has no handler yet.
+        assert kill or code in (0, -signal.SIGTERM), log
+        return log
+
+
+@pytest.fixture
+def kubeconfig(namespace: str, tmp_path: Path) -> Path:
+    """Credentials of a service account that has the Role of the chart and nothing else."""
+    (role,) = of_kind("Role", {"watch": {"namespaces": [namespace]}})
+    subject = {"kind": "ServiceAccount", "name": "operator", "namespace": namespace}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]}
+    apply(
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "operator", "namespace": namespace}},
+        role,
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": {"name": "operator", "namespace": namespace}, "roleRef": reference, "subjects": [subject],
+        },
+    )  # fmt: skip
+    config = yaml.safe_load(kubectl("config", "view", "--raw", "--flatten", "--minify"))
+    token = kubectl("-n", namespace, "create", "token", "operator").strip()
+    config["users"] = [{"name": config["contexts"][0]["context"]["user"], "user": {"token": token}}]
+    file = tmp_path / "kubeconfig"
+    file.write_text(json.dumps(config))
+    return file
+
+
+@pytest.fixture
+def operator(namespace: str, kubeconfig: Path) -> Iterator[Operator]:
+    running = Operator(namespace, kubeconfig)
+    yield running
+    if running.process.poll() is None:
+        log = running.stop()
+        # Whatever permission is missing shows here.
+        assert "forbidden" not in log.lower()
+
+
+async def eventually(true: Callable[[], Any]) -> Any:
+    """The first answer that is true, within SECONDS."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        # Between creation and first status, fields are missing.
+        with contextlib.suppress(KeyError):
+            answer = true()
+            if answer:
+                return answer
+        await asyncio.sleep(0.3)
+    raise AssertionError("it did not come true in time")
+
+
+def status(namespace: str, name: str) -> Object:
+    found: Object = get("ftj", name, namespace).get("status", {})
+    return found
+
+
+async def reaches(namespace: str, name: str, phase: str, **fields: Any) -> Object:
+    wanted = {"phase": phase, **fields}
+
+    def reached() -> Object | None:
+        now = status(namespace, name)
+        return now if all(now[field] == value for field, value in wanted.items()) else None
+
+    found: Object = await eventually(reached)
+    return found
+
+
+async def live_pod(namespace: str, name: str, attempt: int) -> str:
+    def find() -> str | None:
+        for pod in items("pods", "-n", namespace, "-l", f"finetune.dev/job={name}"):
+            annotations = pod["metadata"]["annotations"]
+            if annotations["finetune.dev/attempt"] == str(attempt) and pod["status"]["phase"] == "Pending":
+                return str(pod["metadata"]["name"])
+        return None
+
+    return str(await eventually(find))
+
+
+def play_kubelet(namespace: str, pod: str, code: int | None, message: str = "") -> None:
+    """Write that the trainer runs (None) or has ended."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    ended = {"exitCode": code, "reason": "Error" if code else "Completed", "message": message, "finishedAt": now}
+    container = {
+        "name": "trainer", "image": "x", "imageID": "x", "ready": code is None, "restartCount": 0,
+        "state": {"running": {"startedAt": now}} if code is None else {"terminated": ended},
+    }  # fmt: skip
+    phase = "Running" if code is None else ("Failed" if code else "Succeeded")
+    patch = json.dumps({"status": {"phase": phase, "containerStatuses": [container]}})
+    kubectl("-n", namespace, "patch", "pod", pod, "--subresource=status", "--type=merge", "-p", patch)
+
+
+def result_of(name: str) -> str:
+    output = {"uri": f"s3://out/{name}/adapter", "kind": "adapter"}
+    return json.dumps(
+        {"exitCode": 0, "result": {"job": name, "output": output, "steps": 9, "metrics": {"eval_loss": 1.5}}}
+    )
+
+
+async def test_a_job_goes_through_a_restart_and_a_suspension_to_success(operator: Operator, namespace: str) -> None:
+    name = "story"
+    apply(tune(namespace, name))
+    await reaches(namespace, name, "Starting", attempt=1)
+    first = await live_pod(namespace, name, 1)
+    play_kubelet(namespace, first, None)
+    await reaches(namespace, name, "Running")
+    play_kubelet(namespace, first, 69, json.dumps({"exitCode": 69, "message": "S3 did not answer"}))
+    restarted = await reaches(namespace, name, "Starting", attempt=2)
+    assert restarted["restarts"]["infrastructure"] == 1
+    play_kubelet(namespace, await live_pod(namespace, name, 2), None)
+    await reaches(namespace, name, "Running")
+    kubectl("-n", namespace, "patch", "ftj", name, "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    await reaches(namespace, name, "Suspended")
+    assert get("job", name, namespace)["spec"]["suspend"] is True
+    kubectl("-n", namespace, "patch", "ftj", name, "--type=merge", "-p", '{"spec":{"suspend":false}}')
+    await reaches(namespace, name, "Starting", attempt=3)
+    last = await live_pod(namespace, name, 3)
+    play_kubelet(namespace, last, None)
+    await reaches(namespace, name, "Running")
+    play_kubelet(namespace, last, 0, result_of(name))
+    done = await reaches(namespace, name, "Succeeded")
+    assert done["output"]["uri"] == f"s3://out/{name}/adapter"
+    kubectl("-n", namespace, "wait", "--for=condition=Complete", f"ftj/{name}", "--timeout=10s")
+    columns = kubectl("-n", namespace, "get", "ftj", name, "--no-headers").split()
+    assert columns[:4] == [name, "LoRA", "Succeeded", "9/9"]
+    events = {item["reason"] for item in items("events", "-n", namespace) if item["involvedObject"]["name"] == name}
+    assert {"Restarting", "Succeeded"} <= events
+
+
+async def test_bad_data_fails_with_file_and_line_and_its_log_is_kept(operator: Operator, namespace: str) -> None:
+    name = "bad-data"
+    apply(tune(namespace, name))
+    pod = await live_pod(namespace, name, 1)
+    play_kubelet(namespace, pod, 65, json.dumps({"exitCode": 65, "message": "s3://d/a.jsonl line 3 is cut"}))
+    failed = await reaches(namespace, name, "Failed", reason="Data")
+    assert failed["message"] == "s3://d/a.jsonl line 3 is cut"
+    assert get("pod", pod, namespace)["status"]["phase"] == "Failed"
+
+
+async def test_an_operator_killed_in_the_middle_goes_on_where_it_was(
+    operator: Operator, namespace: str, kubeconfig: Path
+) -> None:
+    name = "killed"
+    apply(tune(namespace, name))
+    pod = await live_pod(namespace, name, 1)
+    await reaches(namespace, name, "Starting")
+    operator.stop(kill=True)
+    play_kubelet(namespace, pod, 0, result_of(name))
+    second = Operator(namespace, kubeconfig)
+    try:
+        await reaches(namespace, name, "Succeeded", attempt=1)
+    finally:
+        second.stop()
+
+
+async def test_deleting_a_job_leaves_nothing(operator: Operator, namespace: str) -> None:
+    name = "deleted"
+    apply(tune(namespace, name))
+    await live_pod(namespace, name, 1)
+    kubectl("-n", namespace, "delete", "ftj", name, "--wait=true")
+
+    def gone() -> bool:
+        kinds = ("jobs", "pods", "configmaps", "services")
+        return not any(items(kind, "-n", namespace, "-l", f"finetune.dev/job={name}") for kind in kinds)
+
+    assert await eventually(gone)
+
+
+async def test_a_manifest_that_the_server_refuses_fails_the_job_with_the_servers_words(
+    operator: Operator, namespace: str
+) -> None:
+    name = "refused"
+    apply(tune(namespace, name, podTemplate={"volumeMounts": [{"name": "nowhere", "mountPath": "/data"}]}))
+    failed = await reaches(namespace, name, "Failed", reason="Usage")
+    assert 'volumeMounts[4].name: Not found: "nowhere"' in failed["message"]
+
+
+async def test_the_status_of_a_namesake_is_not_written_by_a_pass_over_its_predecessor(
+    cluster: KubernetesCluster, namespace: str
+) -> None:
+    key = Key(namespace, "namesake")
+    old = await cluster.create(tune(namespace, key.name, suspend=True))
+    await cluster.delete(FINE_TUNE_JOB, key, old["metadata"]["uid"])
+    await cluster.create(tune(namespace, key.name, suspend=True))
+    patch = [
+        {"op": "test", "path": "/metadata/uid", "value": old["metadata"]["uid"]},
+        {"op": "add", "path": "/status", "value": {"phase": "Succeeded"}},
+    ]
+    with pytest.raises(ConflictError):
+        await cluster.patch(FINE_TUNE_JOB, key, patch, subresource="status")
+    assert await cluster.list(JOB, namespace, {"finetune.dev/job": key.name}) == []
+    assert await cluster.list(POD, namespace, {"finetune.dev/job": key.name}) == []
