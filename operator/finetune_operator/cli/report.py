@@ -45,12 +45,10 @@ def _success(job: Object, status: Mapping[str, Any], store: Mapping[str, str]) -
 
 def _metrics(status: Mapping[str, Any]) -> list[str]:
     before, after = status.get("baseline") or {}, status.get("metrics") or {}
-    rows = [(name, before.get(name, "-"), value) for name, value in after.items()]
-    return (
-        [f"{'held-out rows':<20}{'before':>12}{'after':>12}", *(f"{n:<20}{b:>12}{a:>12}" for n, b, a in rows), ""]
-        if rows
-        else []
-    )
+    if not after:
+        return []
+    rows = [("held-out rows", "before", "after"), *((name, before.get(name, "-"), after[name]) for name in after)]
+    return [*(f"{row[0]:<20}{row[1]:>12}{row[2]:>12}" for row in rows), ""]
 
 
 def _sample(job: Object, store: Mapping[str, str]) -> list[str]:
@@ -64,7 +62,14 @@ def _sample(job: Object, store: Mapping[str, str]) -> list[str]:
     except ValidationError:
         return [f"(the samples in {uri} cannot be read)", ""]
     texts = samples[0] if samples else {}
-    return [f"{name:<10} {texts[name][:MAX_SAMPLE]}" for name in ("prompt", "before", "after") if name in texts] + [""]
+    return [f"{name:<10} {_harmless(texts[name])}" for name in ("prompt", "before", "after") if name in texts] + [""]
+
+
+def _harmless(text: str) -> str:
+    """What a model wrote, without characters that a terminal would obey."""
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text[:MAX_SAMPLE]
+    )
 
 
 def _failure(status: Mapping[str, Any], log: Path | None) -> list[str]:

@@ -8,8 +8,7 @@ import sys
 from finetune_operator.cli.documents import Document, read, require_job
 from finetune_operator.cli.errors import CliError
 from finetune_operator.cluster.port import Object
-from finetune_operator.validation import admit
-from finetune_operator.validation.admission import completed, problems_of
+from finetune_operator.validation import admit, validate
 
 
 def show_problems(options: argparse.Namespace) -> int:
@@ -35,7 +34,8 @@ def problems(document: Document) -> list[str]:
         require_job(document)
     except CliError as error:
         return [error.message]
-    return [f"{document.place}: {problem}" for problem in problems_of(completed(document.data))]
+    found = validate(document.data, document.node)
+    return [f"{document.file}:{problem.line or document.line}: {problem}" for problem in found]
 
 
 def admitted(document: Document) -> Object:
@@ -43,4 +43,6 @@ def admitted(document: Document) -> Object:
     found = problems(document)
     if found:
         raise CliError("\n".join(found))
+    if not document.data["metadata"].get("name"):
+        raise CliError(f"{document.place}: metadata.name: Required value: only an API server makes names of generateName")
     return admit(document.data)
