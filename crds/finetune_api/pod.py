@@ -19,6 +19,12 @@ RESERVED_VOLUMES = "^(job|scratch|tmp|shm|ca-bundle|claim-[0-9]+)$"
 """Names of the volumes that every trainer pod has anyway."""
 RESERVED_PATHS = "^/(etc/finetune|etc/finetune-ca|scratch|tmp|dev/shm|volumes)(/.*)?$"
 """Where they are mounted."""
+RESERVED_VARIABLES = (
+    "^((FINETUNE|PET|AWS)_.*|HOME|USER|XDG_CACHE_HOME|HF_HOME|HF_HUB_OFFLINE|HF_HUB_DISABLE_TELEMETRY|DO_NOT_TRACK|"
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN|TORCHINDUCTOR_CACHE_DIR|TRITON_CACHE_DIR|PYTHONUNBUFFERED|PYTHONDONTWRITEBYTECODE|"
+    "TOKENIZERS_PARALLELISM)$"
+)
+"""Variables that the operator sets: one of these in a job would be taken and then lost."""
 
 
 class EmptyDir(Message):
@@ -123,8 +129,8 @@ class EnvVar(Message):
         json_schema_extra=rules(
             form("^[A-Za-z_][A-Za-z0-9_]*$", "the name of a variable has letters, digits and '_' only"),
             cel(
-                "!self.matches('^(FINETUNE|PET|AWS)_')",
-                "names with FINETUNE_, PET_ and AWS_ are the trainer's own; S3 is set by storage.s3",
+                f"!self.matches('{RESERVED_VARIABLES}')",
+                "this variable is set by the operator; remove it (S3 is set by storage.s3)",
             ),
         ),
     )

@@ -397,9 +397,9 @@ BY_RULE = (
     Refusal(
         "a variable of the trainer",
         {f"{POD}.env": [{"name": "PET_NNODES", "value": "9"}]},
-        f'{POD}.env[0].name: Invalid value: "PET_NNODES": names with FINETUNE_, PET_ and AWS_ are the trainer\'s own; '
-        "S3 "
-        "is set by storage.s3",
+        f'{POD}.env[0].name: Invalid value: "PET_NNODES": this variable is set by the operator; remove it (S3 is set '
+        "by "
+        "storage.s3)",
     ),
     Refusal(
         "a volume with capitals",

@@ -26,9 +26,8 @@ def admit(obj: Object, old: Object | None = None) -> Object:
         InvalidError: in the API server's words, all problems at once.
     """
     found = completed(obj)
-    problems = list(problems_of(found, old))
-    if problems:
-        name = obj.get("metadata", {}).get("name", "")
+    name = obj["metadata"]["name"]
+    if problems := list(problems_of(found, old)):
         raise InvalidError(f'{obj["kind"]}.{GROUP} "{name}" is invalid: {_joined(problems)}')
     return found
 
@@ -43,7 +42,7 @@ def completed(obj: Mapping[str, Any]) -> Object:
 
 
 def problems_of(obj: Object, old: Object | None = None) -> Iterator[Problem]:
-    """What an API server has against a completed object. Rules are asked only where the types hold."""
+    """What an API server has against a completed object, which has a name by then. Rules are asked where types hold."""
     schema = job_schema()
     found = list(check(obj, schema))
     yield from found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ OF_THE_SERVER = ("apiVersion", "kind", "metadata")
 def prune(value: Any, schema: Schema) -> Any:
     """Without fields that the schema does not know, and without nulls where it allows none."""
     if isinstance(value, dict) and not schema.get(PRESERVE):
-        found = ((name, item, child_schema(schema, name)) for name, item in value.items())
+        found = ((name, item, child_schema(schema, name)) for name, item in named(value))
         return {name: prune(item, child) for name, item, child in found if child is not None and item is not None}
     if isinstance(value, list) and "items" in schema:
         return [prune(item, schema["items"]) for item in value]
@@ -39,7 +40,7 @@ def apply_defaults(value: Any, schema: Schema) -> Any:
 def unknown_fields(value: Any, schema: Schema, steps: Steps = ()) -> Iterator[Steps]:
     """Where pruning would take something away that was written."""
     if isinstance(value, dict) and not schema.get(PRESERVE):
-        for name, item in value.items():
+        for name, item in named(value):
             child = child_schema(schema, name)
             if child is None:
                 yield (*steps, name)
@@ -48,6 +49,11 @@ def unknown_fields(value: Any, schema: Schema, steps: Steps = ()) -> Iterator[St
     elif isinstance(value, list) and "items" in schema:
         for index, item in enumerate(value):
             yield from unknown_fields(item, schema["items"], (*steps, index))
+
+
+def named(value: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Items by their names: YAML knows others than texts (`1: x`, `on: x`), JSON does not."""
+    return ((name if isinstance(name, str) else json.dumps(name, default=str), item) for name, item in value.items())
 
 
 def child_schema(schema: Schema, name: str) -> Schema | None:

@@ -40,7 +40,7 @@ def validate(data: Mapping[str, Any], node: yaml.Node | None = None) -> list[Pro
     """
     found = [*_identity(data), *_unknown(data), *_written_twice(node, ())]
     if isinstance(data.get("metadata"), dict):
-        found += [*check(data["metadata"], METADATA, ("metadata",)), *problems_of(completed(data))]
+        found += [*check(data["metadata"], METADATA, ("metadata",)), *problems_of(completed(_named(data)))]
     placed = [problem.at(line_of(node, problem.steps)) for problem in found]
     return sorted(placed, key=lambda problem: problem.line or 0)
 
@@ -64,6 +64,14 @@ def line_of(node: yaml.Node | None, steps: Steps) -> int | None:
             node = node.value[step]
             line = node.start_mark.line + 1
     return line
+
+
+def _named(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With a name such as the server makes from generateName; what is missing altogether was told already."""
+    metadata = data["metadata"]
+    if metadata.get("name"):
+        return data
+    return {**data, "metadata": {**metadata, "name": f"{metadata.get('generateName') or 'name'}00000"}}
 
 
 def _identity(data: Mapping[str, Any]) -> Iterator[Problem]:
