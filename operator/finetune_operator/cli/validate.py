@@ -44,5 +44,5 @@ def admitted(document: Document) -> Object:
     if found:
         raise CliError("\n".join(found))
     if not document.data["metadata"].get("name"):
-        raise CliError(f"{document.place}: metadata.name: Required value: only an API server makes names of generateName")
+        raise CliError(f"{document.place}: metadata.name: Required value: names are not generated here")
     return admit(document.data)
