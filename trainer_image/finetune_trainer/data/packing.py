@@ -108,12 +108,12 @@ def verify_isolation(model: PreTrainedModel) -> None:
     """Run two documents in a pack, change the first, and see that the second does not notice.
 
     Attention is kept apart by its mask, but layers that carry a state along (Mamba, linear attention, convolutions)
-    are not, and what a model is made of shows only here. Costs a forward pass of 2 x 16 tokens.
+    are not, and what a model is made of shows only here. Costs two forward passes of 8 tokens.
 
     Raises:
         UsageError: a document in a pack reaches the next one.
     """
-    length, vocabulary = 8, model.config.get_text_config().vocab_size
+    length, vocabulary = 4, model.config.get_text_config().vocab_size
     ids = torch.arange(4 * length).reshape(2, 2 * length) % vocabulary
     ids[1, length:] = ids[0, length:]
     packs = [{"input_ids": row, "labels": row, "seq_lengths": [length, length]} for row in ids.tolist()]
