@@ -28,14 +28,18 @@ RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("e
 
 def kubectl(*arguments: str, stdin: Object | None = None, seconds: float = 60) -> str:
     """Standard output; raises AssertionError with standard error when kubectl does."""
-    beside = Path(sys.executable).with_name("kubectl")
-    program = str(beside) if beside.exists() else shutil.which("kubectl") or "kubectl"
     text = json.dumps(stdin) if stdin is not None else None
     run = subprocess.run(
-        [program, *arguments], input=text, capture_output=True, text=True, timeout=seconds, check=False
+        [kubectl_program(), *arguments], input=text, capture_output=True, text=True, timeout=seconds, check=False
     )
     assert run.returncode == 0, f"kubectl {' '.join(arguments)}: {run.stderr}"
     return run.stdout
+
+
+def kubectl_program() -> str:
+    """The one beside this Python first: its version is pinned."""
+    beside = Path(sys.executable).with_name("kubectl")
+    return str(beside) if beside.exists() else shutil.which("kubectl") or "kubectl"
 
 
 def get(kind: str, name: str, namespace: str) -> Object:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import secrets
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,17 @@ import helm_python as helm
 import pytest
 
 from tests.chart.rendering import CHART, ROOT, merged
-from tests.e2e.cluster import Object, apply, chart_images, fresh_namespace, get, items, kubectl, more_values
+from tests.e2e.cluster import (
+    Object,
+    apply,
+    chart_images,
+    fresh_namespace,
+    get,
+    items,
+    kubectl,
+    kubectl_program,
+    more_values,
+)
 from tests.e2e.conftest import ClusterS3
 from tests.support.models import greetings, save_tiny_llama
 
@@ -44,9 +57,11 @@ def installed() -> Iterator[Installed]:
         fresh_namespace("finetune-jobs") as jobs,
         helm.Config(namespace=namespace) as config,
     ):
-        config.install(CHART, RELEASE, chart_values(jobs), wait="watcher", timeout=READY_SECONDS)
-        yield Installed(namespace, jobs, config)
-        config.uninstall(RELEASE, ignore_not_found=True)
+        try:
+            config.install(CHART, RELEASE, chart_values(jobs), wait="watcher", timeout=READY_SECONDS)
+            yield Installed(namespace, jobs, config)
+        finally:
+            config.uninstall(RELEASE, ignore_not_found=True)
 
 
 def chart_values(jobs: str) -> Object:
@@ -84,8 +99,8 @@ def job(namespace: str, bucket: str, endpoint: str) -> Object:
             "model": {"uri": f"s3://{bucket}/model"},
             "dataset": {"uri": f"s3://{bucket}/data.jsonl", "validation": {"fraction": 0.1}},
             "strategy": {"type": "LoRA"},
-            "hyperparameters": {"maxSteps": 20, "learningRate": 5e-3, "perDeviceBatchSize": 4, "maxLength": 128},
-            "checkpoint": {"everySteps": 10},
+            "hyperparameters": {"maxSteps": 10, "learningRate": 5e-3, "perDeviceBatchSize": 4, "maxLength": 128},
+            "checkpoint": {"everySteps": 5},
             "output": {"uri": f"s3://{bucket}/out"},
             "resources": {"cpu": "500m", "memory": "3Gi", "scratch": "2Gi"},
             "storage": {"s3": {"endpoint": endpoint, "pathStyle": True, "secretName": "bucket-keys"}},
@@ -105,10 +120,11 @@ def test_a_job_trains_in_restricted_pods_and_delivers_its_adapter(
 ) -> None:
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket-keys", "namespace": installed.jobs}}
     apply({**secret, "stringData": cluster_s3.keys}, job(installed.jobs, bucket, cluster_s3.endpoint))
-    finished = finish(installed.jobs, "greetings")
-    status = finished["status"]
+    with watched_phases(installed.jobs, "greetings") as phases:
+        status = finish(installed.jobs, "greetings")["status"]
     assert status["phase"] == "Succeeded", status.get("message")
-    assert status["progress"]["steps"] == "20/20"
+    assert phases == ["Starting", "Running", "Succeeded"]
+    assert status["progress"]["steps"] == "10/10"
     assert status["restarts"]["total"] == 0
     assert float(status["metrics"]["eval_loss"]) < float(status["baseline"]["eval_loss"])
     keys = keys_of(cluster_s3.client(), bucket)
@@ -134,8 +150,20 @@ def test_uninstalling_leaves_nothing_but_the_definitions(installed: Installed) -
     assert CRD_NAME in kubectl("get", "crd", "-o", "name")
 
 
+@contextmanager
+def watched_phases(namespace: str, name: str) -> Iterator[list[str]]:
+    """What somebody who watches the job has seen when the block ends: each phase once, in order."""
+    phases: list[str] = []
+    command = [kubectl_program(), "-n", namespace, "get", "ftj", name, "-w", "-o", r'jsonpath={.status.phase}{"\n"}']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        yield phases
+        watch.terminate()
+        lines, _ = watch.communicate()
+    phases += [phase for phase, _ in groupby(lines.split())]
+
+
 def finish(namespace: str, name: str) -> Object:
-    """The job when it has succeeded, or as it is when it failed or the time is up."""
+    """The job when it has ended."""
     arguments = ("-n", namespace, "wait", f"ftj/{name}", "--for=jsonpath={.status.completionTime}")
     kubectl(*arguments, f"--timeout={TRAINED_SECONDS}s", seconds=TRAINED_SECONDS + 30)
     return get("ftj", name, namespace)
