@@ -46,6 +46,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
+{{- /* Before Kubernetes 1.36 a suspended Job's template can be changed only when its start time is removed. */}}
+- apiGroups: [batch]
+  resources: [jobs/status]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [configmaps, services]
   verbs: [get, list, watch, create, patch, delete]
