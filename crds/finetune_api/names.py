@@ -8,6 +8,11 @@ from pydantic import Field
 
 from finetune_api.common import cel, form, rules
 
+NAME = "[a-z]([-a-z0-9]*[a-z0-9])?"
+"""Name of a FineTuneJob: a DNS label, since pods and services are called after it."""
+NAME_MAX_LENGTH = 45
+"""Leaves room for what is appended to a child's name within the 63 characters of a DNS label."""
+
 ObjectName = Annotated[
     str,
     Field(

@@ -117,9 +117,9 @@ def test_a_generated_name_is_judged_with_what_the_server_adds() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"apiVersion": "finetune.dev/v1"}, "apiVersion: Unsupported value: 'finetune.dev/v1': set apiVersion to "),
-        ({"kind": "FinetuneJob"}, "kind: Unsupported value: 'FinetuneJob': set kind to FineTuneJob"),
-        ({"kind": REMOVED}, "kind: Unsupported value: None: set kind to FineTuneJob"),
+        ({"apiVersion": "finetune.dev/v1"}, 'apiVersion: Unsupported value: "finetune.dev/v1": set apiVersion to '),
+        ({"kind": "FinetuneJob"}, 'kind: Unsupported value: "FinetuneJob": set kind to FineTuneJob'),
+        ({"kind": REMOVED}, "kind: Unsupported value: null: set kind to FineTuneJob"),
         ({"metadata.name": REMOVED}, "metadata.name: Required value: name or generateName is required"),
         ({"metadata": REMOVED}, "metadata.name: Required value: name or generateName is required"),
         (

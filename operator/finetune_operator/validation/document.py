@@ -13,7 +13,7 @@ from finetune_api.crd import job_schema
 from finetune_api.schema import Schema
 from finetune_operator.validation.admission import completed, problems_of
 from finetune_operator.validation.defaulting import child_schema, unknown_fields
-from finetune_operator.validation.problems import Problem, Steps, path_of
+from finetune_operator.validation.problems import Problem, Steps, path_of, shown
 from finetune_operator.validation.values import check
 
 KIND = "FineTuneJob"
@@ -77,9 +77,11 @@ def _named(data: Mapping[str, Any]) -> Mapping[str, Any]:
 def _identity(data: Mapping[str, Any]) -> Iterator[Problem]:
     wanted = f"{GROUP}/{VERSION}"
     if data.get("apiVersion") != wanted:
-        yield Problem(("apiVersion",), f"Unsupported value: {data.get('apiVersion')!r}: set apiVersion to {wanted}")
+        yield Problem(
+            ("apiVersion",), f"Unsupported value: {shown(data.get('apiVersion'))}: set apiVersion to {wanted}"
+        )
     if data.get("kind") != KIND:
-        yield Problem(("kind",), f"Unsupported value: {data.get('kind')!r}: set kind to {KIND}")
+        yield Problem(("kind",), f"Unsupported value: {shown(data.get('kind'))}: set kind to {KIND}")
     metadata = data.get("metadata")
     if not isinstance(metadata, dict) or not (metadata.get("name") or metadata.get("generateName")):
         yield Problem(("metadata", "name"), "Required value: name or generateName is required")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,8 +66,6 @@ def _string(value: str, schema: Schema, steps: Steps) -> Iterator[Problem]:
         yield Problem(steps, f"Too long: may not be more than {schema['maxLength']} bytes", blocking=True)
     if len(value) < schema.get("minLength", 0):
         yield _invalid(value, f"should be at least {schema['minLength']} chars long", steps)
-    if "pattern" in schema and not re.search(schema["pattern"], value):
-        yield _invalid(value, f"should match '{schema['pattern']}'", steps)
 
 
 def _number(value: float, schema: Schema, steps: Steps) -> Iterator[Problem]:

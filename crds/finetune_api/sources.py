@@ -1,0 +1,141 @@
+"""What training starts from: the model and the data, and how places are written."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from finetune_api.common import Message, cel, form, not_yet, only, ruled, rules
+from finetune_api.names import NAME
+
+CLAIM = "pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+MODEL_URI = form(
+    f"^(s3://[^/]+/.+|hf://[^/]+/[^/]+|{CLAIM}(/.*)?|file:///.+|job://{NAME})$",
+    "must be s3://bucket/prefix, pvc://claim/path or file:///path",
+)
+DATA_URI = form(
+    f"^(s3://[^/]+(/.*)?|{CLAIM}(/.*)?|file:///.+)$",
+    "must be s3://bucket/prefix, pvc://claim/path or file:///path; a file, a glob or a prefix",
+)
+OUTPUT_URI = form(
+    f"^(s3://[^/]+/.+|{CLAIM}/.+|file:///.+)$",
+    "must be a prefix of its own: s3://bucket/prefix, pvc://claim/path or file:///path",
+)
+
+
+class AdapterSource(Message):
+    """An adapter to go on from."""
+
+    uri: str = Field(
+        max_length=1024, description="Folder with adapter_config.json.", json_schema_extra=rules(MODEL_URI)
+    )
+
+
+class Dtype(str, Enum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Attention(str, Enum):
+    AUTO = "auto"
+    SDPA = "sdpa"
+    FLASH_ATTENTION_2 = "flash_attention_2"
+    EAGER = "eager"
+
+
+class ModelSpec(Message):
+    """The model that training starts from."""
+
+    uri: str = Field(
+        max_length=1024,
+        description="Folder with config.json, *.safetensors and the tokenizer: s3://bucket/prefix, pvc://claim/path or "
+        "file:///path.",
+        json_schema_extra=rules(
+            MODEL_URI,
+            cel(
+                "!self.startsWith('hf://') && !self.startsWith('job://')",
+                "hf:// and job:// models are not supported yet; copy the model to s3:// or pvc:// and name that",
+            ),
+        ),
+    )
+    adapter: AdapterSource | None = Field(
+        None,
+        description="Go on from this adapter instead of a new one.",
+        json_schema_extra=not_yet("model.adapter", "merge the adapter into the model and name that"),
+    )
+    dtype: Dtype = Field(
+        Dtype.AUTO, description="Compute precision. auto: bfloat16 where the hardware has it, float32 elsewhere."
+    )
+    attention: Attention = Field(
+        Attention.AUTO, description="Attention implementation. auto: the fastest one that the image and hardware have."
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code that lies beside the model's weights.")
+
+
+class DatasetFormat(str, Enum):
+    AUTO = "auto"
+    MESSAGES = "messages"
+    SHAREGPT = "sharegpt"
+    ALPACA = "alpaca"
+    PROMPT_COMPLETION = "prompt-completion"
+    TEXT = "text"
+    PREFERENCE = "preference"
+    LABELED = "labeled"
+    IMAGE_FOLDER = "image-folder"
+
+
+class InvalidRowPolicy(str, Enum):
+    FAIL = "Fail"
+    DROP = "Drop"
+
+
+class ValidationData(Message):
+    """Held-out rows: a share of the dataset, or a dataset of their own."""
+
+    model_config = ruled(
+        cel("has(self.fraction) != has(self.uri)", "set exactly one of validation.fraction and validation.uri"),
+    )
+
+    fraction: float | None = Field(None, gt=0, lt=1, description="Share of the rows that is held out.")
+    uri: str | None = Field(
+        None, max_length=1024, description="File, glob or prefix.", json_schema_extra=rules(DATA_URI)
+    )
+
+
+class DatasetSpec(Message):
+    """The data."""
+
+    uri: str = Field(
+        max_length=1024,
+        description="File, glob or prefix, such as s3://datasets/sharegpt/*.jsonl; jsonl, json, csv, parquet or txt, "
+        "plain or compressed (.gz, .zst).",
+        json_schema_extra=rules(DATA_URI),
+    )
+    format: Annotated[
+        DatasetFormat,
+        Field(
+            json_schema_extra=only(["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"], "format")
+        ),
+    ] = Field(DatasetFormat.AUTO, description="Shape of a row. auto: found out from the first rows.")
+    validation: ValidationData | None = Field(
+        None, description="Rows that are not trained on; without them there is no evaluation."
+    )
+    on_invalid_row: InvalidRowPolicy = Field(
+        InvalidRowPolicy.FAIL,
+        description="What happens with a row that cannot be read or teaches nothing. Fail: the job fails and names "
+        "file and line. Drop: the row is left out, counted and listed in the report.",
+    )
+    preparation: dict[str, Any] | None = Field(
+        None,
+        description="Cleaning, deduplication, balance, augmentation and PII handling.",
+        json_schema_extra=not_yet("dataset.preparation", "prepare the data before the job"),
+    )
+    streaming: bool = Field(
+        False,
+        description="Read while training, with nothing on disk.",
+        json_schema_extra=rules(cel("!self", "dataset.streaming is not supported yet; leave it false")),
+    )
