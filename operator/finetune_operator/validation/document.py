@@ -75,13 +75,9 @@ def _named(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _identity(data: Mapping[str, Any]) -> Iterator[Problem]:
-    wanted = f"{GROUP}/{VERSION}"
-    if data.get("apiVersion") != wanted:
-        yield Problem(
-            ("apiVersion",), f"Unsupported value: {shown(data.get('apiVersion'))}: set apiVersion to {wanted}"
-        )
-    if data.get("kind") != KIND:
-        yield Problem(("kind",), f"Unsupported value: {shown(data.get('kind'))}: set kind to {KIND}")
+    for name, wanted in (("apiVersion", f"{GROUP}/{VERSION}"), ("kind", KIND)):
+        if data.get(name) != wanted:
+            yield Problem((name,), f"Unsupported value: {shown(data.get(name))}: set {name} to {wanted}")
     metadata = data.get("metadata")
     if not isinstance(metadata, dict) or not (metadata.get("name") or metadata.get("generateName")):
         yield Problem(("metadata", "name"), "Required value: name or generateName is required")

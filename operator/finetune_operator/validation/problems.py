@@ -45,4 +45,4 @@ def shown(value: Any) -> str:
     """A value as the API server quotes it."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
