@@ -38,30 +38,28 @@ def test_success_without_a_result_is_a_failure(start_pod: StartPod) -> None:
     assert "left no result" in pod.message.message
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "cause"),
-    [
-        ("UsageError", ExitCode.USAGE, Cause.USAGE),
-        ("DataError", ExitCode.DATA, Cause.DATA),
-        ("UnavailableError", ExitCode.UNAVAILABLE, Cause.INFRASTRUCTURE),
-        ("PermissionRefusedError", ExitCode.NOPERM, Cause.PERMISSION),
-        ("OutOfMemoryError", ExitCode.OUT_OF_MEMORY, Cause.OUT_OF_MEMORY),
-        ("DivergedError", ExitCode.DIVERGED, Cause.DIVERGED),
-        ("StoppedError", ExitCode.TEMPFAIL, Cause.DISRUPTION),
-    ],
-)
-def test_an_understood_error_keeps_its_code_its_words_and_what_was_reached(
-    start_pod: StartPod, error: str, code: ExitCode, cause: Cause
-) -> None:
-    pod = start_pod("fail_with", TEST_ERROR=error)
-    assert pod.exit_code() == code
-    message = pod.message
-    assert (message.exit_code, message.cause, message.rank) == (code, cause, 0)
-    assert message.message == "rows.jsonl:3 has no answer"
-    assert message.advice == "add an answer, or set dataset.onInvalidRow to Drop"
-    assert message.step == 7
-    assert message.checkpoint is not None
-    assert message.checkpoint.step == 5
+UNDERSTOOD = {
+    "UsageError": (ExitCode.USAGE, Cause.USAGE),
+    "DataError": (ExitCode.DATA, Cause.DATA),
+    "UnavailableError": (ExitCode.UNAVAILABLE, Cause.INFRASTRUCTURE),
+    "PermissionRefusedError": (ExitCode.NOPERM, Cause.PERMISSION),
+    "OutOfMemoryError": (ExitCode.OUT_OF_MEMORY, Cause.OUT_OF_MEMORY),
+    "DivergedError": (ExitCode.DIVERGED, Cause.DIVERGED),
+    "StoppedError": (ExitCode.TEMPFAIL, Cause.DISRUPTION),
+}
+
+
+def test_an_understood_error_keeps_its_code_its_words_and_what_was_reached(start_pod: StartPod) -> None:
+    pods = {error: start_pod("fail_with", TEST_ERROR=error) for error in UNDERSTOOD}
+    for error, (code, cause) in UNDERSTOOD.items():
+        assert pods[error].exit_code() == code
+        message = pods[error].message
+        assert (message.exit_code, message.cause, message.rank) == (code, cause, 0)
+        assert message.message == "rows.jsonl:3 has no answer"
+        assert message.advice == "add an answer, or set dataset.onInvalidRow to Drop"
+        assert message.step == 7
+        assert message.checkpoint is not None
+        assert message.checkpoint.step == 5
 
 
 def test_an_unexpected_exception_is_named_with_its_place(start_pod: StartPod) -> None:
@@ -80,22 +78,20 @@ def test_a_full_disk_is_called_a_full_disk(start_pod: StartPod) -> None:
     assert "resources.scratch" in pod.message.advice
 
 
-@pytest.mark.parametrize(
-    ("entry", "code", "words", "advice"),
-    [
-        ("be_killed", ExitCode.UNAVAILABLE, "a worker died by SIGKILL", "resources.memory"),
-        ("segfault", ExitCode.SOFTWARE, "a worker died by SIGSEGV", "native library"),
-        ("exit_without_a_word", ExitCode.SOFTWARE, "exited with code 41 and left no cause", "log"),
-        ("exit_by_itself", ExitCode.SOFTWARE, "exited by itself with 3", ""),
-    ],
-)
-def test_a_worker_that_cannot_speak_is_described_by_its_end(
-    start_pod: StartPod, entry: str, code: ExitCode, words: str, advice: str
-) -> None:
-    pod = start_pod(entry)
-    assert pod.exit_code() == code
-    assert words in pod.message.message
-    assert advice in pod.message.advice
+SPEECHLESS = {
+    "be_killed": (ExitCode.UNAVAILABLE, "a worker died by SIGKILL", "resources.memory"),
+    "segfault": (ExitCode.SOFTWARE, "a worker died by SIGSEGV", "native library"),
+    "exit_without_a_word": (ExitCode.SOFTWARE, "exited with code 41 and left no cause", "log"),
+    "exit_by_itself": (ExitCode.SOFTWARE, "exited by itself with 3", ""),
+}
+
+
+def test_a_worker_that_cannot_speak_is_described_by_its_end(start_pod: StartPod) -> None:
+    pods = {entry: start_pod(entry) for entry in SPEECHLESS}
+    for entry, (code, words, advice) in SPEECHLESS.items():
+        assert pods[entry].exit_code() == code
+        assert words in pods[entry].message.message
+        assert advice in pods[entry].message.advice
 
 
 def test_an_entry_point_that_cannot_be_imported_is_a_failure_of_the_program(start_pod: StartPod) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import urllib.request
 
 import pytest
@@ -120,6 +121,17 @@ def test_prometheus_sees_one_header_a_metric() -> None:
     text = metrics_text(Progress(step=3, metrics={"eval_loss": 1.0, "eval_perplexity": 2.7}))
     assert text.count("# TYPE finetune_evaluation gauge") == 1
     assert 'finetune_stage{stage="Starting"} 1' in text
+
+
+def test_an_upload_in_a_side_thread_is_no_sign_of_life_of_the_training() -> None:
+    reporter = Reporter()
+    reporter._beaten -= 100
+    side = threading.Thread(target=reporter.update, kwargs={"checkpoint": None})
+    side.start()
+    side.join()
+    assert reporter.snapshot().heartbeat_age_seconds >= 100
+    reporter.update(step=1)
+    assert reporter.snapshot().heartbeat_age_seconds < 1
 
 
 def test_a_line_for_people_holds_what_is_known() -> None:

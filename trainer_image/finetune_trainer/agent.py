@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -94,6 +95,7 @@ class GangAgent(SimpleElasticAgent):
         if self._stop.count > self._forwarded:
             self._forwarded = self._stop.count
             self._workers.terminate()
+            print("asked to stop; the workers save and leave", file=sys.stderr, flush=True)
             self._allow(stop_budget(self._pod.grace_seconds) if self._forwarded == 1 else HURRY_SECONDS)
 
     def _keep_waiting(self, ended: dict[int, int]) -> WorkerState:

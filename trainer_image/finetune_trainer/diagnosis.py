@@ -150,11 +150,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def _place(trace: TracebackType | None) -> str:
-    """The last frame of our own code, where a reader should start to look; else the last frame."""
+    """The last frame of our own code, where a reader should start to look; else the last frame.
+
+    The frame that calls the entry point is in every traceback and says nothing.
+    """
     frames = traceback.extract_tb(trace)
     if not frames:
         return ""
-    own = [frame for frame in frames if f"{os.sep}finetune_trainer{os.sep}" in frame.filename]
+    ours, caller = f"{os.sep}finetune_trainer{os.sep}", f"{os.sep}worker.py"
+    own = [frame for frame in frames if ours in frame.filename and not frame.filename.endswith(caller)]
     frame = (own or frames)[-1]
     return f" (in {frame.name}, {Path(frame.filename).name}:{frame.lineno})"
 

@@ -66,6 +66,7 @@ def _run(
     try:
         stumbled = _supervise(pod, workers, stop, rendezvous_seconds)
     finally:
+        stop.defer()
         workers.kill()
     killed = (oom_kills() or 0) - killed_before if killed_before is not None else None
     stopping = stop.count > 0
@@ -74,7 +75,8 @@ def _run(
     ) or _missing_result(pod)
     if cause is None:
         return _read_result(pod)
-    if pod.nodes > 1 and cause.kind in (Kind.BROKEN, Kind.STOPPED):
+    if pod.nodes > 1 and cause.kind in (Kind.BROKEN, Kind.STOPPED) and not stop.count:
+        print(f"{cause.message}; waits for the request to stop", file=sys.stderr, flush=True)
         stop.wait(LOST_PEER_SECONDS)
     return cause
 

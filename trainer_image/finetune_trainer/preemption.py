@@ -87,7 +87,8 @@ class StopFlag:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group)
         if votes.item() and not self.requested:
             self.request()
-        return self.requested
+        # What was voted, not the flag: a signal that came after the vote is for the next step, on all ranks.
+        return bool(votes.item())
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:

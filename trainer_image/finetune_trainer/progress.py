@@ -71,6 +71,7 @@ class Reporter:
 
     def stage(self, stage: Stage, detail: str = "") -> None:
         """Enter a stage, or say more about the one that goes on (`detail`, cut at 256 characters)."""
+        self.beat()
         with self._lock:
             entered = stage is not self._progress.stage
             self._apply({"stage": stage, "detail": detail})
@@ -90,6 +91,9 @@ class Reporter:
         """
         if unknown := fields.keys() - Progress.model_fields.keys():
             raise TypeError(f"Progress has no field {', '.join(sorted(unknown))}")
+        if threading.current_thread() is threading.main_thread():
+            # The upload's thread reports too, and would hide that the training hangs.
+            self.beat()
         with self._lock:
             if "step" in fields:
                 fields = self._pace(int(fields["step"]), tokens, fields) | fields
@@ -128,7 +132,6 @@ class Reporter:
             clean["detail"] = clean["detail"][:256]
         merged = {**dict(self._progress), **clean, "updated_at": _now()}
         self._progress = Progress.model_validate(merged)
-        self._beaten = time.monotonic()
 
     def _pace(self, step: int, tokens: int | None, fields: dict[str, Any]) -> dict[str, Any]:
         if self._history and step < self._history[-1].step:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -102,6 +103,7 @@ class GangRendezvous(RendezvousHandler):
         if store.add(f"node/{pod.node_rank}", 1) > 1:
             raise PeersLostError(f"the gang of attempt {pod.attempt} has already begun without this pod")
         store.add("joined", 1)
+        print(f"waiting for the other pods of attempt {pod.attempt} ({pod.nodes} in all)", file=sys.stderr, flush=True)
         while (joined := store.add("joined", 0)) < pod.nodes:
             if time.monotonic() > deadline:
                 message = f"only {joined} of {pod.nodes} pods came within {self._patience:.0f} s"

@@ -33,20 +33,22 @@ class RankedStream(TextIOBase):
     """A text stream whose lines begin with the rank, for logs that many ranks share."""
 
     def __init__(self, stream: TextIO, rank: int) -> None:
-        self._stream, self._prefix, self._at_start = stream, f"[rank {rank}] ", True
+        self._stream, self._prefix, self._pending = stream, f"[rank {rank}] ", ""
 
     def write(self, text: str) -> int:
-        if not text:
-            return 0
-        first = self._prefix if self._at_start else ""
-        self._at_start = text.endswith("\n")
-        body = text[:-1] if self._at_start else text
-        # One write a call, so that the lines of several ranks do not mix.
-        self._stream.write(first + body.replace("\n", f"\n{self._prefix}") + ("\n" if self._at_start else ""))
-        self._stream.flush()
+        *lines, self._pending = (self._pending + text).split("\n")
+        if lines:
+            # One write for all whole lines, so that those of several ranks do not mix.
+            self._emit("".join(f"{self._prefix}{line}\n" for line in lines))
         return len(text)
 
     def flush(self) -> None:
+        if self._pending:
+            pending, self._pending = self._pending, ""
+            self._emit(self._prefix + pending)
+
+    def _emit(self, text: str) -> None:
+        self._stream.write(text)
         self._stream.flush()
 
     def fileno(self) -> int:
