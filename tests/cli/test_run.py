@@ -7,8 +7,6 @@ import os
 import pty
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,35 +15,20 @@ import pytest
 import yaml
 from tests.local.jobs import fine_tune_job
 from tests.support.processes import processes_in, wait_for
+from tests.support.shell import Shell
 from tests.support.stub_trainer_seeds import BROKEN, CRASHING, PARENT, STUBBORN
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "tests.support.stub_cli"]
 QUICK, LONG = 3, 1000
 
 
-class User:
-    """Somebody with a shell in a folder."""
+class User(Shell):
+    """Somebody whose pods run the stub trainer."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        paths = [ROOT, *(ROOT / part for part in ("crds", "operator", "trainer_image"))]
-        aws = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        self.environ = {**aws, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+        super().__init__(folder, "tests.support.stub_cli")
 
-    def write(self, **options: Any) -> Path:
-        file = self.folder / "job.yaml"
-        file.write_text(yaml.safe_dump(fine_tune_job(self.folder, **options)))
-        return file
-
-    def start(self, *arguments: str, **streams: Any) -> subprocess.Popen[str]:
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-        return subprocess.Popen([*COMMAND, *arguments], cwd=self.folder, env=self.environ, text=True, **streams)
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+    def write_job(self, **options: Any) -> Path:
+        return self.write("job.yaml", yaml.safe_dump(fine_tune_job(self.folder, **options)))
 
     def job(self) -> dict[str, Any]:
         objects = json.loads((self.folder / ".finetune" / "objects.json").read_text())["objects"]
@@ -63,7 +46,7 @@ def user(tmp_path: Path) -> Iterator[User]:
 
 
 def test_a_job_trains_to_its_end_and_says_what_came_out(user: User) -> None:
-    user.write(steps=QUICK)
+    user.write_job(steps=QUICK)
     done = user.run("run", "job.yaml")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^tune +LoRA +Succeeded +3/3 ", done.stdout, re.MULTILINE)
@@ -73,7 +56,7 @@ def test_a_job_trains_to_its_end_and_says_what_came_out(user: User) -> None:
 
 
 def test_without_a_terminal_there_are_plain_lines(user: User) -> None:
-    user.write(steps=QUICK)
+    user.write_job(steps=QUICK)
     done = user.run("run", "job.yaml")
     assert "\x1b" not in done.stdout
     assert "\r" not in done.stdout
@@ -83,7 +66,7 @@ def test_without_a_terminal_there_are_plain_lines(user: User) -> None:
 
 
 def test_on_a_terminal_there_is_a_bar(user: User) -> None:
-    user.write(steps=60)
+    user.write_job(steps=60)
     ours, theirs = pty.openpty()
     process = user.start("run", "job.yaml", stdout=theirs)
     os.close(theirs)
@@ -100,7 +83,7 @@ def test_on_a_terminal_there_is_a_bar(user: User) -> None:
 
 
 def test_a_failed_job_shows_cause_advice_and_log(user: User) -> None:
-    user.write(seed=BROKEN)
+    user.write_job(seed=BROKEN)
     done = user.run("run", "job.yaml")
     assert done.returncode == 1
     assert "train.jsonl:3: not JSON" in done.stdout
@@ -110,7 +93,7 @@ def test_a_failed_job_shows_cause_advice_and_log(user: User) -> None:
 
 
 def test_a_crash_is_tried_again_as_often_as_the_budget_says(user: User) -> None:
-    user.write(seed=CRASHING, runPolicy={"retries": {"application": 1}})
+    user.write_job(seed=CRASHING, runPolicy={"retries": {"application": 1}})
     done = user.run("run", "job.yaml")
     assert done.returncode == 1
     assert user.job()["status"]["restarts"]["application"] == 1
@@ -118,7 +101,7 @@ def test_a_crash_is_tried_again_as_often_as_the_budget_says(user: User) -> None:
 
 
 def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(user: User) -> None:
-    user.write(steps=LONG)
+    user.write_job(steps=LONG)
     process = user.start("run", "job.yaml")
     user.wait_until_training()
     process.send_signal(signal.SIGINT)
@@ -139,7 +122,7 @@ def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(user: User) -> None:
 
 
 def test_a_second_ctrl_c_ends_a_stubborn_trainer_at_once(user: User) -> None:
-    user.write(steps=LONG, seed=STUBBORN)
+    user.write_job(steps=LONG, seed=STUBBORN)
     process = user.start("run", "job.yaml")
     user.wait_until_training()
     process.send_signal(signal.SIGINT)
@@ -154,7 +137,7 @@ def test_a_second_ctrl_c_ends_a_stubborn_trainer_at_once(user: User) -> None:
 
 
 def test_killing_the_command_leaves_no_process_and_the_next_run_goes_on(user: User) -> None:
-    user.write(steps=40)
+    user.write_job(steps=40)
     process = user.start("run", "job.yaml")
     user.wait_until_training()
     uid = user.job()["metadata"]["uid"]
@@ -169,13 +152,13 @@ def test_killing_the_command_leaves_no_process_and_the_next_run_goes_on(user: Us
 
 
 def test_what_a_trainer_has_started_is_gone_after_the_run(user: User) -> None:
-    user.write(steps=QUICK, seed=PARENT)
+    user.write_job(steps=QUICK, seed=PARENT)
     assert user.run("run", "job.yaml").returncode == 0
     assert processes_in(user.folder) == []
 
 
 def test_a_finished_job_is_not_run_again(user: User) -> None:
-    user.write(steps=QUICK)
+    user.write_job(steps=QUICK)
     user.run("run", "job.yaml")
     again = user.run("run", "job.yaml")
     assert again.returncode == 0
@@ -184,7 +167,7 @@ def test_a_finished_job_is_not_run_again(user: User) -> None:
 
 
 def test_a_failed_job_is_not_run_again_by_itself(user: User) -> None:
-    user.write(seed=BROKEN)
+    user.write_job(seed=BROKEN)
     user.run("run", "job.yaml")
     again = user.run("run", "job.yaml")
     assert again.returncode == 1
@@ -193,9 +176,9 @@ def test_a_failed_job_is_not_run_again_by_itself(user: User) -> None:
 
 
 def test_another_spec_under_the_same_name_is_refused_as_the_api_server_would(user: User) -> None:
-    user.write(steps=QUICK)
+    user.write_job(steps=QUICK)
     user.run("run", "job.yaml")
-    user.write(steps=QUICK + 1)
+    user.write_job(steps=QUICK + 1)
     refused = user.run("run", "job.yaml")
     assert refused.returncode == 2
     assert "hyperparameters cannot be changed after creation" in refused.stderr
@@ -203,21 +186,21 @@ def test_another_spec_under_the_same_name_is_refused_as_the_api_server_would(use
 
 
 def test_what_may_change_after_creation_may_change_between_two_runs(user: User) -> None:
-    user.write(steps=QUICK)
+    user.write_job(steps=QUICK)
     user.run("run", "job.yaml")
-    user.write(steps=QUICK, runPolicy={"terminationGracePeriodSeconds": 60})
+    user.write_job(steps=QUICK, runPolicy={"terminationGracePeriodSeconds": 60})
     assert user.run("run", "job.yaml").returncode == 0
     assert user.job()["spec"]["runPolicy"]["terminationGracePeriodSeconds"] == 60
 
 
 def test_replace_starts_anew_without_the_checkpoints_of_before(user: User) -> None:
-    user.write(steps=QUICK)
+    user.write_job(steps=QUICK)
     user.run("run", "job.yaml")
     uid = user.job()["metadata"]["uid"]
     checkpoints = user.folder / "out" / "checkpoints" / "step-00000003"
     checkpoints.mkdir(parents=True)
     (checkpoints / "manifest.json").write_text("{}")
-    user.write(steps=QUICK + 1)
+    user.write_job(steps=QUICK + 1)
     done = user.run("run", "job.yaml", "--replace")
     assert done.returncode == 0, done.stderr
     assert user.job()["metadata"]["uid"] != uid
@@ -225,7 +208,7 @@ def test_replace_starts_anew_without_the_checkpoints_of_before(user: User) -> No
 
 
 def test_a_job_for_gpus_that_are_not_there_is_refused_at_once(user: User) -> None:
-    user.write(resources={"gpusPerNode": 1})
+    user.write_job(resources={"gpusPerNode": 1})
     user.environ["CUDA_VISIBLE_DEVICES"] = ""
     refused = user.run("run", "job.yaml")
     assert refused.returncode == 2
@@ -233,7 +216,7 @@ def test_a_job_for_gpus_that_are_not_there_is_refused_at_once(user: User) -> Non
 
 
 def test_two_runs_in_one_folder_do_not_meet(user: User) -> None:
-    user.write(steps=LONG)
+    user.write_job(steps=LONG)
     process = user.start("run", "job.yaml")
     user.wait_until_training()
     second = user.run("run", "job.yaml")
@@ -245,7 +228,7 @@ def test_two_runs_in_one_folder_do_not_meet(user: User) -> None:
 
 
 def test_get_and_logs_show_what_was_run(user: User) -> None:
-    user.write(steps=QUICK)
+    user.write_job(steps=QUICK)
     user.run("run", "job.yaml")
     assert re.search(r"^tune +LoRA +Succeeded +3/3 ", user.run("get").stdout, re.MULTILINE)
     assert user.run("logs", "tune").stdout == "attempt 1\nstarting at step 0\n"

@@ -1,0 +1,134 @@
+"""`finetune validate` and `finetune plan` as a user types them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.support.shell import Shell
+
+JOB = """\
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata:
+  name: tune
+spec:
+  task: {type: Instruction}
+  model: {uri: s3://models/tiny}
+  dataset: {uri: s3://data/train.jsonl}
+  strategy: {type: LoRA}
+  hyperparameters:
+    epochs: 2
+    learningRate: 1e-4
+  output: {uri: s3://out/tiny}
+"""
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def refusal(shell: Shell) -> Callable[[str], list[str]]:
+    """The lines with which a file is refused."""
+
+    def validate(text: str) -> list[str]:
+        shell.write("job.yaml", text)
+        done = shell.run("validate", "job.yaml")
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr.splitlines()
+
+    return validate
+
+
+def test_a_valid_file_is_said_to_be_valid(shell: Shell) -> None:
+    shell.write("job.yaml", JOB)
+    done = shell.run("validate", "job.yaml")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "job.yaml: valid\n", "")
+
+
+def test_every_problem_of_every_document_is_told_with_its_line(refusal: Callable[[str], list[str]]) -> None:
+    second = JOB.replace("epochs: 2", "epoch: 2").replace("{type: Instruction}", "{type: Nonsense}")
+    found = refusal(JOB.replace("epochs: 2", "epochs: -1") + "---\n" + second)
+    assert [line.partition(": ")[0] for line in found] == ["job.yaml:11", "job.yaml:20", "job.yaml:25"]
+    assert "spec.hyperparameters.epochs" in found[0]
+    assert "spec.task.type: Unsupported value" in found[1]
+    assert "epoch" in found[2]
+    assert "epochs" in found[2]
+
+
+def test_options_of_another_strategy_are_refused_with_the_way_out(refusal: Callable[[str], list[str]]) -> None:
+    (line,) = refusal(JOB.replace("{type: LoRA}", "{type: Full, lora: {rank: 8}}"))
+    assert "strategy.lora belongs to the types LoRA and QLoRA; remove it or change strategy.type" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1\nb: 2\n", "job.yaml:2:2: not YAML: expected ',' or ']'"),
+        ("", "job.yaml: no document in it"),
+        ("# nothing\n---\n", "job.yaml: no document in it"),
+        ("- a\n", "job.yaml:1: not an object but list"),
+        (
+            JOB.replace("FineTuneJob", "TrainJob"),
+            "job.yaml:1: apiVersion finetune.dev/v1alpha1 and kind TrainJob are not",
+        ),
+        (JOB.replace("v1alpha1", "v9"), "job.yaml:1: apiVersion finetune.dev/v9"),
+    ],
+)
+def test_what_is_no_job_is_refused_by_its_place(refusal: Callable[[str], list[str]], text: str, words: str) -> None:
+    assert refusal(text)[0].startswith(words)
+
+
+def test_a_missing_file_is_named(shell: Shell) -> None:
+    done = shell.run("validate", "nowhere.yaml")
+    assert (done.returncode, done.stderr) == (1, "nowhere.yaml: cannot be read: No such file or directory\n")
+
+
+def test_what_kubectl_reads_as_a_number_or_a_text_is_one_here(shell: Shell) -> None:
+    shell.write("job.yaml", JOB.replace("name: tune", "name: tune\n  labels: {since: 2026-01-01}"))
+    assert shell.run("validate", "job.yaml").returncode == 0
+
+
+def test_wrong_use_is_exit_code_2(shell: Shell) -> None:
+    assert shell.run("validate").returncode == 2
+    assert shell.run("run", "nowhere.yaml").returncode == 2
+    assert shell.run("nonsense").returncode == 2
+
+
+def test_run_refuses_what_validate_refuses(shell: Shell) -> None:
+    shell.write("job.yaml", JOB.replace("epochs: 2", "epochs: -1"))
+    done = shell.run("run", "job.yaml")
+    assert done.returncode == 2
+    assert done.stderr.removeprefix("finetune: ") == shell.run("validate", "job.yaml").stderr
+    assert not (shell.folder / ".finetune").exists()
+
+
+def test_run_takes_one_job(shell: Shell) -> None:
+    shell.write("job.yaml", JOB + "---\n" + JOB)
+    done = shell.run("run", "job.yaml")
+    assert (done.returncode, done.stderr) == (
+        2, "finetune: job.yaml:15: a second document; give each job a file of its own\n"
+    )  # fmt: skip
+
+
+def test_plan_shows_the_manifests_and_the_resolved_job(shell: Shell) -> None:
+    shell.write("job.yaml", JOB)
+    done = shell.run("plan", "job.yaml")
+    assert done.returncode == 0, done.stderr
+    documents = list(yaml.safe_load_all(done.stdout))
+    assert [item["kind"] for item in documents] == ["ConfigMap", "Service", "Job"]
+    resolved = json.loads(documents[0]["data"]["job.json"])
+    assert resolved["spec"]["strategy"]["lora"]["rank"] == 16
+    assert "  job.json: |\n" in done.stdout
+
+
+def test_plan_begins_with_what_follows_from_the_strategy(shell: Shell) -> None:
+    shell.write("job.yaml", JOB.replace("    learningRate: 1e-4\n", ""))
+    comments = [line for line in shell.run("plan", "job.yaml").stdout.splitlines() if line.startswith("#")]
+    assert comments[0] == "# default/tune: LoRA for Instruction"
+    assert "# resolved: spec.hyperparameters.learningRate = 0.0002" in comments

@@ -1,0 +1,86 @@
+"""`finetune run` with the real trainer and the embedded S3 server: the main job on one machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.support.models import save_tiny_llama
+from tests.support.processes import processes_in, wait_for
+from tests.support.shell import Shell
+
+STEPS = 60
+START_SECONDS = 180
+"""Until training has begun: on a busy machine the imports of torch and transformers take their time."""
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """A folder with a tiny model, data and a job."""
+    save_tiny_llama(tmp_path / "model")
+    rows = [
+        {"messages": [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"It is {i}."}]}
+        for i in range(200)
+    ]
+    shell = Shell(tmp_path)
+    shell.write("train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    shell.write("job.yaml", yaml.safe_dump(job()))
+    return shell
+
+
+def job() -> dict[str, object]:
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "tiny"},
+        "spec": {
+            "task": {"type": "Instruction"},
+            "model": {"uri": "s3://models/tiny"},
+            "dataset": {"uri": "s3://data/train.jsonl", "validation": {"fraction": 0.1}},
+            "strategy": {"type": "LoRA"},
+            "hyperparameters": {"epochs": 10, "maxSteps": STEPS, "learningRate": 1.0e-3, "maxLength": 128},
+            "checkpoint": {"everySteps": 20},
+            "evaluation": {"samples": 1},
+            "output": {"uri": "s3://out/tiny"},
+        },
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_is_suspended_by_ctrl_c_goes_on_and_delivers_an_adapter_that_loads(shell: Shell) -> None:
+    uploads = ("--upload", "model=s3://models/tiny", "--upload", "train.jsonl=s3://data/train.jsonl")
+    first = shell.start("run", "job.yaml", *uploads)
+    log = shell.folder / ".finetune" / "pods"
+    wait_for(lambda: any("Training" in path.read_text() for path in log.glob("*/log")), START_SECONDS)
+    first.send_signal(signal.SIGINT)
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 130, out + err
+    assert re.search(r"^tiny +LoRA +Suspended ", out, re.MULTILINE)
+
+    second = shell.run("run", "job.yaml", seconds=300)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert re.search(rf"^tiny +LoRA +Succeeded +{STEPS}/{STEPS} ", second.stdout, re.MULTILINE)
+    perplexity = re.search(r"^eval_perplexity +([\d.]+) +([\d.]+)$", second.stdout, re.MULTILINE)
+    assert perplexity is not None
+    assert float(perplexity[2]) < float(perplexity[1])
+    wait_for(lambda: not processes_in(shell.folder))
+
+    shell.run("storage", "cp", "s3://out/tiny/adapter/", "adapter/")
+    _load(shell.folder)
+
+
+def _load(folder: Path) -> None:
+    """In plain PEFT and transformers, as anybody would."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folder / "model")
+    tuned = PeftModel.from_pretrained(base, str(folder / "adapter"))
+    changed = [value for name, value in tuned.named_parameters() if "lora_B" in name]
+    assert changed
+    assert all(value.abs().max() > 0 for value in changed)
