@@ -127,6 +127,7 @@ def test_a_generated_name_is_judged_with_what_the_server_adds() -> None:
             'metadata.labels.a: Invalid value: "integer": metadata.labels.a in body must be',
         ),
         ({"metadata": []}, "metadata.name: Required value"),
+        ({"metadata.name": 7}, 'metadata.name: Invalid value: "integer": metadata.name in body must be of type string'),
     ],
 )
 def test_an_object_that_is_no_fine_tune_job_is_told_so(changes: dict[str, Any], says: str) -> None:

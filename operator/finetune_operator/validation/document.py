@@ -41,7 +41,8 @@ def validate(data: Mapping[str, Any], node: yaml.Node | None = None) -> list[Pro
     found = [*_identity(data), *_unknown(data), *_written_twice(node, ())]
     if isinstance(data.get("metadata"), dict):
         found += [*check(data["metadata"], METADATA, ("metadata",)), *problems_of(completed(_named(data)))]
-    placed = [problem.at(line_of(node, problem.steps)) for problem in found]
+    # Both the schema and what we know of metadata speak of its name.
+    placed = [problem.at(line_of(node, problem.steps)) for problem in dict.fromkeys(found)]
     return sorted(placed, key=lambda problem: problem.line or 0)
 
 
