@@ -25,7 +25,7 @@ def test_success_is_told_with_the_result_but_without_its_samples(start_pod: Star
 
 
 def test_a_lone_rank_sees_no_process_group_in_its_environment(start_pod: StartPod) -> None:
-    pod = start_pod("print_environment")
+    pod = start_pod("print_environment", RANK=1, LOCAL_RANK=1, WORLD_SIZE=2, MASTER_ADDR="elsewhere")
     assert pod.exit_code() == ExitCode.OK
     assert pod.line("seen").endswith(
         "seen 0/1 on node 0: RANK=None LOCAL_RANK=None WORLD_SIZE=None MASTER_ADDR=None MASTER_PORT=None"

@@ -1,4 +1,4 @@
-"""torch's elastic agent for a gang that starts and ends as one: no restarts of its own, and ends in bounded time.
+"""torch's elastic agent for several ranks that start and end as one: no restarts of its own, an end in bounded time.
 
 It extends SimpleElasticAgent, torch's base class for agents that bring their own processes: LocalElasticAgent's give
 peers 30 s after a failure, send them the same SIGTERM that asks for a checkpoint, and keep only the first exit code.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from typing import Any
 
@@ -20,21 +19,21 @@ from torch.distributed.elastic.agent.server.api import (
     WorkerState,
 )
 
-from finetune_api.contract import ExitCode
 from finetune_trainer.diagnosis import PeersLostError
-from finetune_trainer.preemption import HURRY_SECONDS, stop_budget
 from finetune_trainer.rendezvous import GangRendezvous
 from finetune_trainer.runtime import Pod, result_file
 from finetune_trainer.stop_signals import StopSignals
+from finetune_trainer.supervision import MONITOR_SECONDS, Finding, Supervision
 from finetune_trainer.workers import Workers
 
-PEER_SECONDS = 4.0
-"""After a failure the peers have this long to notice and to write down what they saw."""
 FAREWELL_SECONDS = 30.0
 """How long index 0 waits after its success for the others to hear of it."""
-MONITOR_SECONDS = 0.1
-ORDERLY = (ExitCode.OK, ExitCode.TEMPFAIL)
 ROLE = "trainer"
+STATES = {
+    Finding.RUNNING: WorkerState.HEALTHY,
+    Finding.SUCCEEDED: WorkerState.SUCCEEDED,
+    Finding.FAILED: WorkerState.FAILED,
+}
 
 
 class GangAgent(SimpleElasticAgent):
@@ -50,8 +49,7 @@ class GangAgent(SimpleElasticAgent):
         # All pods have the same number of ranks, so that no exchange is needed to number them.
         os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
         self._pod, self._workers, self._stop = pod, workers, stop
-        self._deadline: float | None = None
-        self._forwarded = 0
+        self._supervision = Supervision(pod, workers, stop)
 
     def _give_up_early(self) -> None:
         if self._workers.poll():
@@ -81,39 +79,11 @@ class GangAgent(SimpleElasticAgent):
         return self._workers.release(worker.local_rank, {name: str(value) for name, value in env.items()})
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        ended = self._workers.poll()
-        self._forward_stop()
-        if any(code not in ORDERLY for code in ended.values()):
-            return RunResult(state=WorkerState.FAILED)
-        if len(ended) < self._pod.processes:
-            return RunResult(state=self._keep_waiting(ended))
-        if any(ended.values()):
-            return RunResult(state=WorkerState.FAILED)
-        return RunResult(state=WorkerState.SUCCEEDED, return_values=dict.fromkeys(ended))
-
-    def _forward_stop(self) -> None:
-        if self._stop.count > self._forwarded:
-            self._forwarded = self._stop.count
-            self._workers.terminate()
-            print("asked to stop; the workers save and leave", file=sys.stderr, flush=True)
-            self._allow(stop_budget(self._pod.grace_seconds) if self._forwarded == 1 else HURRY_SECONDS)
-
-    def _keep_waiting(self, ended: dict[int, int]) -> WorkerState:
-        """A rank that ended by request (of any pod of the gang) will be followed by its peers when they have saved."""
-        if ExitCode.TEMPFAIL in ended.values() and self._deadline is None:
-            self._allow(stop_budget(self._pod.grace_seconds))
-        late = self._deadline is not None and time.monotonic() > self._deadline
-        return WorkerState.FAILED if late else WorkerState.HEALTHY
-
-    def _allow(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        self._deadline = until if self._deadline is None else min(self._deadline, until)
+        ranks = [worker.global_rank for worker in worker_group.workers]
+        return RunResult(state=STATES[self._supervision.look()], return_values=dict.fromkeys(ranks))
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
-        late = self._deadline is not None and time.monotonic() > self._deadline
-        if not late:
-            self._workers.wait(until=time.monotonic() + PEER_SECONDS)
-        self._workers.kill()
+        self._supervision.settle()
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
         self._workers.kill()

@@ -23,6 +23,7 @@ from finetune_trainer.memory import oom_kills
 from finetune_trainer.progress import read_progress
 from finetune_trainer.runtime import Pod, load_job, progress_file, result_file
 from finetune_trainer.stop_signals import StopRequested, StopSignals
+from finetune_trainer.supervision import run_alone
 from finetune_trainer.termination import failure_message, success_message, write_termination
 from finetune_trainer.workers import Workers
 
@@ -83,11 +84,14 @@ def _run(
 
 def _supervise(pod: Pod, workers: Workers, stop: StopSignals, rendezvous_seconds: float) -> CauseRecord | None:
     """Run the agent to the end of all workers; returns what it stumbled over itself."""
-    # Imports torch, while the workers import theirs.
-    from finetune_trainer.agent import GangAgent
-
     try:
-        GangAgent(pod, workers, stop, rendezvous_seconds).run()
+        if pod.world_size == 1:
+            run_alone(pod, workers, stop)
+        else:
+            # Imports torch, while the workers import theirs.
+            from finetune_trainer.agent import GangAgent
+
+            GangAgent(pod, workers, stop, rendezvous_seconds).run()
     except Exception as error:
         return _explain(error)
     return None

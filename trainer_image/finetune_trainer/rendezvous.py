@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-from torch.distributed import HashStore, PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from finetune_api.contract import RENDEZVOUS_PORT
@@ -48,8 +48,6 @@ class GangRendezvous(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Join the gang; raises UnavailableError where it does not come together, PeersLostError where it is over."""
         pod = self._pod
-        if pod.world_size == 1:
-            return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo(pod.address, 0))
         deadline = time.monotonic() + self._patience
         tcp, address, port = self._host() if pod.node_rank == 0 else self._join(deadline)
         store = PrefixStore(self.get_run_id(), tcp)

@@ -26,7 +26,7 @@ from finetune_trainer.progress_server import serve
 from finetune_trainer.runtime import Context, Pod, load_job, progress_file
 
 LONE_RANK_FORGETS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""accelerate starts a process group wherever it sees these; one process needs none, and it costs start-up time."""
+"""accelerate starts a process group wherever it sees these, be it that launch itself was started with them."""
 
 
 class RankedStream(TextIOBase):
@@ -68,6 +68,9 @@ def main() -> NoReturn:
     pod = Pod.from_environment()
     stop = StopFlag(pod.grace_seconds)
     stop.install()
+    if pod.world_size == 1:
+        for name in LONE_RANK_FORGETS:
+            os.environ.pop(name, None)
     _prepare_streams(pod.world_size, rank)
     reserve_cause_file(cause_file(pod.scratch, rank))
     reporter = Reporter(pod.attempt, rank, progress_file(pod.scratch))
@@ -85,9 +88,6 @@ def _run(entrypoint: str, channel: int, stop: StopFlag, reporter: Reporter) -> N
     stop.check()
     tame_forked_children()
     context = Context.from_environment(stop=stop, reporter=reporter)
-    if context.world_size == 1:
-        for name in LONE_RANK_FORGETS:
-            os.environ.pop(name, None)
     if context.is_main:
         serve(reporter, os.environ.get(contract.ENV_POD_IP, "127.0.0.1"), contract.PROGRESS_PORT)
     entry(context)

@@ -1,0 +1,87 @@
+"""When the workers of a pod are let go on, asked to stop, and ended: the rules, without torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from enum import Enum
+
+from finetune_api.contract import ExitCode
+from finetune_trainer.preemption import HURRY_SECONDS, stop_budget
+from finetune_trainer.runtime import Pod
+from finetune_trainer.stop_signals import StopSignals
+from finetune_trainer.workers import Workers
+
+PEER_SECONDS = 4.0
+"""After a failure the peers have this long to notice and to write down what they saw."""
+MONITOR_SECONDS = 0.1
+ORDERLY = (ExitCode.OK, ExitCode.TEMPFAIL)
+
+
+class Finding(Enum):
+    """What a look at the workers finds."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """One has failed or must be ended, or all have ended and not all with 0."""
+
+
+class Supervision:
+    """Looks after the released workers of a pod."""
+
+    def __init__(self, pod: Pod, workers: Workers, stop: StopSignals) -> None:
+        self._pod, self._workers, self._stop = pod, workers, stop
+        self._deadline: float | None = None
+        self._forwarded = 0
+
+    def look(self) -> Finding:
+        """Forward what was asked since the last look, and see how the workers are."""
+        ended = self._workers.poll()
+        self._forward_stop()
+        if any(code not in ORDERLY for code in ended.values()):
+            return Finding.FAILED
+        if len(ended) < self._pod.processes:
+            return self._keep_waiting(ended)
+        return Finding.FAILED if any(ended.values()) else Finding.SUCCEEDED
+
+    def settle(self) -> None:
+        """End what is left: after a failure the peers may say what they saw, after the deadline nothing more."""
+        if not self._late():
+            self._workers.wait(until=time.monotonic() + PEER_SECONDS)
+        self._workers.kill()
+
+    def _forward_stop(self) -> None:
+        if self._stop.count > self._forwarded:
+            self._forwarded = self._stop.count
+            print("asked to stop; the workers save and leave", file=sys.stderr, flush=True)
+            self._workers.terminate()
+            self._allow(stop_budget(self._pod.grace_seconds) if self._forwarded == 1 else HURRY_SECONDS)
+
+    def _keep_waiting(self, ended: Mapping[int, int]) -> Finding:
+        """A rank that ended by request (of any pod of the gang) will be followed by its peers when they have saved."""
+        if ExitCode.TEMPFAIL in ended.values() and self._deadline is None:
+            self._allow(stop_budget(self._pod.grace_seconds))
+        return Finding.FAILED if self._late() else Finding.RUNNING
+
+    def _allow(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        self._deadline = until if self._deadline is None else min(self._deadline, until)
+
+    def _late(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+
+def run_alone(pod: Pod, workers: Workers, stop: StopSignals) -> None:
+    """Run the only worker of a job to its end.
+
+    Without torch's agent: there is no gang to gather, and importing torch here would cost a lone rank 220 MB of the
+    pod's memory and, on busy cores, two seconds of its own imports.
+    """
+    supervision = Supervision(pod, workers, stop)
+    stop.defer()
+    workers.release(0, {})
+    while supervision.look() is Finding.RUNNING:
+        time.sleep(MONITOR_SECONDS)
+    supervision.settle()
