@@ -215,6 +215,14 @@ def test_a_job_for_gpus_that_are_not_there_is_refused_at_once(user: User) -> Non
     assert "spec.resources.gpusPerNode is 1, and this machine has 0 GPU(s)" in refused.stderr
 
 
+def test_a_secret_is_asked_for_by_the_names_of_its_keys(user: User) -> None:
+    s3 = {"endpoint": "http://127.0.0.1:1", "secretName": "keys"}
+    user.write_job(storage={"s3": s3}, model={"uri": "s3://models/tiny"})
+    refused = user.run("run", "job.yaml")
+    assert refused.returncode == 2
+    assert "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead" in refused.stderr
+
+
 def test_two_runs_in_one_folder_do_not_meet(user: User) -> None:
     user.write_job(steps=LONG)
     process = user.start("run", "job.yaml")

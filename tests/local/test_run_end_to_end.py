@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -54,10 +55,10 @@ def job() -> dict[str, object]:
 @pytest.mark.timeout(600)
 def test_a_job_is_suspended_by_ctrl_c_goes_on_and_delivers_an_adapter_that_loads(shell: Shell) -> None:
     uploads = ("--upload", "model=s3://models/tiny", "--upload", "train.jsonl=s3://data/train.jsonl")
-    first = shell.start("run", "job.yaml", *uploads)
+    first = shell.start("run", "job.yaml", *uploads, start_new_session=True)
     log = shell.folder / ".finetune" / "pods"
     wait_for(lambda: any("Training" in path.read_text() for path in log.glob("*/log")), START_SECONDS)
-    first.send_signal(signal.SIGINT)
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: every process of the command gets it
     out, err = first.communicate(timeout=120)
     assert first.returncode == 130, out + err
     assert re.search(r"^tiny +LoRA +Suspended ", out, re.MULTILINE)

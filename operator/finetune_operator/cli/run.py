@@ -37,6 +37,7 @@ def run(options: argparse.Namespace, program: Sequence[str]) -> int:
     document = read_job(options.file)
     wanted = admitted(document)
     _require_gpus(wanted, document)
+    _require_keys(wanted, document)
     state = StateFolder(options.state_dir)
     with _locked(state), _store(wanted["spec"], options.storage_dir or state.s3) as store:
         _upload(options.upload, store)
@@ -98,6 +99,17 @@ def _require_gpus(job: Object, document: Document) -> None:
         )
 
 
+def _require_keys(job: Object, document: Document) -> None:
+    """Raise CliError where a Secret is named that nothing on this machine stands for."""
+    s3 = job["spec"]["storage"]["s3"]
+    missing = [key for key in contract.SECRET_KEYS[:2] if not os.environ.get(key)]
+    if s3.get("secretName") and s3.get("endpoint") and missing:
+        raise CliError(
+            f"{document.place}: spec.storage.s3.secretName names a Secret, which this machine does not have; "
+            f"export {' and '.join(missing)} instead"
+        )
+
+
 @contextmanager
 def _locked(state: StateFolder) -> Iterator[None]:
     """The state folder for this process alone."""
@@ -128,4 +140,7 @@ def _store(spec: Mapping[str, Any], folder: Path) -> AbstractContextManager[Mapp
     if not uses_s3(spec) or spec["storage"]["s3"].get("endpoint"):
         return nullcontext({})
     found = of_environment(os.environ)
-    return embedded(folder) if found is None else nullcontext(found)
+    if found is not None:
+        return nullcontext(found)
+    print(f"No S3 endpoint is named: using an embedded server, whose data lies in {folder}", flush=True)
+    return embedded(folder)

@@ -40,14 +40,16 @@ class Session:
     async def run(self) -> tuple[End, Object]:
         """Raises what the machine raises."""
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
+        # What is ignored stays ignored: nohup is meant.
+        obeyed = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        for number in obeyed:
             loop.add_signal_handler(number, self._interrupt)
         running = asyncio.create_task(self._machine.run())
         over = asyncio.create_task(self._over.wait())
         try:
             await asyncio.wait((running, over), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for number in SIGNALS:
+            for number in obeyed:
                 loop.remove_signal_handler(number)
             over.cancel()
             running.cancel()
