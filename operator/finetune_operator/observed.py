@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -26,6 +26,8 @@ class Observed:
     """All pods with the job's label, those of earlier attempts and of a deleted namesake included."""
     progress: Progress | None = None
     """Newest answer of the trainer, if there is one."""
+    refusal: str | None = None
+    """Why the Job controller may not create the Job's pods (quota, admission), if it said so."""
 
 
 def uid(obj: Mapping[str, Any]) -> str:
@@ -139,6 +141,20 @@ def placed_since(pod: Object, now: datetime) -> float | None:
         return None
     since = scheduled.get("lastTransitionTime")
     return (now - parse_time(since)).total_seconds() if since else SETTLE_SECONDS
+
+
+def lacks_pods(observed: Observed) -> bool:
+    """Whether the Job should have pods and has none."""
+    workload = observed.workload
+    if workload is None or is_suspended(workload) or finished(workload):
+        return False
+    return not current_pods(observed)
+
+
+def refusal_in(events: Sequence[Object]) -> str | None:
+    """The newest refusal of a pod in the events of a Job, oldest first."""
+    refusals = [str(event.get("message") or "") for event in events if event.get("reason") == "FailedCreate"]
+    return refusals[-1] if refusals else None
 
 
 def current_pods(observed: Observed) -> tuple[Object, ...]:

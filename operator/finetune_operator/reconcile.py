@@ -38,7 +38,7 @@ from finetune_operator.lifecycle import (
     refused,
     unreadable,
 )
-from finetune_operator.observed import Observed, controller_uid, rank_zero
+from finetune_operator.observed import Observed, controller_uid, lacks_pods, rank_zero, refusal_in
 from finetune_operator.plan import plan
 from finetune_operator.plan.names import selector, workload_name
 from finetune_operator.settings import Settings
@@ -129,6 +129,8 @@ class Reconciler:
             workload = None
         pods = await self._cluster.list(POD, key.namespace, selector(key.name))
         observed = Observed(workload, tuple(pods))
+        if workload is not None and lacks_pods(observed):
+            observed = replace(observed, refusal=refusal_in(await self._cluster.events_of(workload)))
         pod = rank_zero(observed)
         if pod is None:
             self._progress.forget(key)

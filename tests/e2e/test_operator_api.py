@@ -367,9 +367,23 @@ async def test_a_manifest_that_the_server_refuses_fails_the_job_with_the_servers
     operator: Operator, namespace: str
 ) -> None:
     name = "refused"
-    apply(tune(namespace, name, podTemplate={"volumeMounts": [{"name": "nowhere", "mountPath": "/data"}]}))
+    # Nearly all of these the CRD refuses already.
+    tolerations = [{"key": "spot", "operator": "Exists", "value": "must be empty then"}]
+    apply(tune(namespace, name, scheduling={"schedulerName": "nobody", "tolerations": tolerations}))
     failed = await reaches(namespace, name, "Failed", reason="Usage")
-    assert 'volumeMounts[4].name: Not found: "nowhere"' in failed["message"]
+    assert "spec.tolerations[2].operator" in failed["message"]
+
+
+async def test_a_quota_that_forbids_the_pods_is_told(operator: Operator, namespace: str) -> None:
+    apply({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small", "namespace": namespace},
+        "spec": {"hard": {"requests.memory": "1Mi"}},
+    })  # fmt: skip
+    await eventually(lambda: "used" in get("resourcequota", "small", namespace).get("status", {}))
+    apply(tune(namespace, "quota"))
+    refused = await reaches(namespace, "quota", "Starting", reason="PodsRefused")
+    assert "exceeded quota: small" in refused["message"]
+    kubectl("-n", namespace, "delete", "resourcequota", "small")
 
 
 async def test_the_status_of_a_namesake_is_not_written_by_a_pass_over_its_predecessor(

@@ -103,6 +103,14 @@ def test_a_pod_of_another_owner_or_attempt_does_not_speak_for_the_job() -> None:
     assert decision.status.incident is None
 
 
+def test_a_quota_that_forbids_the_pods_is_told_in_its_own_words() -> None:
+    text = 'Error creating: pods "tune-0-x" is forbidden: exceeded quota: gpus'
+    decision = decide(job(), Observed(workload(), refusal=text), NOW, SETTINGS)
+    assert (decision.status.phase, decision.status.reason) == (Phase.STARTING, "PodsRefused")
+    assert text in (decision.status.message or "")
+    assert decision.requeue_after is not None
+
+
 # --- ending ----------------------------------------------------------------------------------------------------------
 
 

@@ -29,10 +29,10 @@ from finetune_operator.cluster.port import (
     Key,
     Kind,
     Object,
+    Objects,
 )
 
 log = logging.getLogger(__name__)
-Objects = list[Object]
 FIELD_MANAGER = "finetune-operator"
 PAGE = 500
 """Objects of one page of a LIST, as kubectl does: bounded answers keep the API server and us small."""
@@ -123,6 +123,11 @@ class KubernetesCluster:
             await self._count_again(event)
         except ClusterError as error:
             log.warning("event %s of %s was not written: %s", reason, regarding["metadata"]["name"], error)
+
+    async def events_of(self, obj: Object) -> Objects:
+        query = {"fieldSelector": f"involvedObject.uid={obj['metadata']['uid']}"}
+        events = await self._list(EVENT, obj["metadata"]["namespace"], query)
+        return sorted(events, key=_last_seen)
 
     async def read_progress(self, pod: Object) -> Progress | None:
         address = (pod.get("status") or {}).get("podIP")
@@ -271,6 +276,17 @@ def _event(regarding: Object, reason: str, message: str, warning: bool) -> Objec
         "source": {"component": FIELD_MANAGER},
         "reportingComponent": FIELD_MANAGER,
     }
+
+
+def _last_seen(event: Object) -> str:
+    """Writers of the newer events API leave lastTimestamp empty."""
+    series = event.get("series") or {}
+    return str(
+        event.get("lastTimestamp")
+        or series.get("lastObservedTime")
+        or event.get("eventTime")
+        or event["metadata"].get("creationTimestamp", "")
+    )
 
 
 async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes | None:

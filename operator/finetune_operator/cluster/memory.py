@@ -25,6 +25,7 @@ from finetune_operator.cluster.port import (
     Key,
     Kind,
     Object,
+    Objects,
 )
 from finetune_operator.cluster.rules import (
     WITH_STATUS,
@@ -173,6 +174,11 @@ class MemoryCluster:
             "reason": reason, "message": message, "type": kind, "count": 1,
             "firstTimestamp": now, "lastTimestamp": now,
         })  # fmt: skip
+
+    async def events_of(self, obj: Object) -> Objects:
+        events = await self.list(EVENT, key_of(obj).namespace, {})
+        mine = [event for event in events if event["involvedObject"].get("uid") == obj["metadata"]["uid"]]
+        return sorted(mine, key=lambda event: str(event["lastTimestamp"]))
 
     async def read_progress(self, pod: Object) -> Progress | None:
         return await self._read_progress(pod)

@@ -14,6 +14,7 @@ from finetune_api.contract import Progress
 
 Object = dict[str, Any]
 """A Kubernetes object as JSON."""
+Objects = list[Object]
 JsonPatch = list[dict[str, Any]]
 """RFC 6902."""
 
@@ -96,6 +97,10 @@ class Cluster(Protocol):
 
     async def emit(self, regarding: Object, reason: str, message: str, warning: bool = False) -> None:
         """Write an event about an object; equal ones in a row are counted, not repeated. Best effort."""
+        ...
+
+    async def events_of(self, obj: Object) -> Objects:
+        """The events about this incarnation of an object, oldest first: some refusals show nowhere else."""
         ...
 
     async def read_progress(self, pod: Object) -> Progress | None:

@@ -9,6 +9,9 @@ from finetune_operator.lifecycle.decision import Decision, Situation
 from finetune_operator.lifecycle.text import count, numbers, progress_sentence, progress_status
 from finetune_operator.observed import SETTLE_SECONDS, current_pods, is_done, is_running, parse_time
 
+REFUSED_SECONDS = 30.0
+"""How soon to look again when pods are refused: the Job controller's events reach no watch of ours."""
+
 
 def follow(situation: Situation) -> Decision:
     """Starting until every pod runs, then Running."""
@@ -19,9 +22,13 @@ def follow(situation: Situation) -> Decision:
     held_up = obstacle(pods)
     if held_up is not None:
         return Decision(situation.to(Phase.STARTING, held_up.reason, held_up.message))
+    refusal = situation.observed.refusal
+    if not pods and refusal is not None:
+        text = f"The cluster refuses the pods: {refusal}"
+        return Decision(situation.to(Phase.STARTING, "PodsRefused", text), requeue_after=REFUSED_SECONDS)
     # How many run already is not told: on a large gang each number would cost a status write.
     text = f"Waiting for {count(situation.nodes)} to be scheduled and started"
-    return Decision(situation.to(Phase.STARTING, "PodsStarting", text), requeue_after=SETTLE_SECONDS if pods else None)
+    return Decision(situation.to(Phase.STARTING, "PodsStarting", text), requeue_after=SETTLE_SECONDS)
 
 
 def _running(situation: Situation) -> FineTuneJobStatus:
