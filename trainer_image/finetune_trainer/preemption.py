@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import signal
+import threading
 import time
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -112,24 +113,24 @@ def shield_from_sigterm() -> None:
 def tame_forked_children() -> None:
     """Keep forked helpers from inheriting the rank's SIGTERM handler, and from outliving the rank.
 
-    A pool whose workers only set a flag on SIGTERM cannot be terminated. Children forked by a side thread are left
-    without the death signal, since it would come when that thread ends.
+    A pool whose workers only set a flag on SIGTERM cannot be terminated, so the signal is held back until they have
+    let go of the handler. Children forked by a side thread are left without the death signal, since it would come when
+    that thread ends.
     """
-    forked_by = {"thread": 0}
+    owner = threading.get_ident()
+    forking = threading.local()
 
-    def remember() -> None:
-        forked_by["thread"] = _thread_id()
+    def hold() -> None:
+        forking.owner = threading.get_ident() == owner
+        forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def release() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, forking.mask)
 
     def tame() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if forked_by["thread"] == owner:
+        if forking.owner:
             die_with_parent()
+        release()
 
-    owner = _thread_id()
-    os.register_at_fork(before=remember, after_in_child=tame)
-
-
-def _thread_id() -> int:
-    import threading
-
-    return threading.get_native_id()
+    os.register_at_fork(before=hold, after_in_parent=release, after_in_child=tame)
