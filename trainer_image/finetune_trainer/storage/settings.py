@@ -21,8 +21,9 @@ class TransferSettings:
     """Requests in flight. One Python process moves about 1 GB/s; more threads than this only fight for its lock."""
     range_bytes: int = 16 * MIB
     """Bytes of one ranged GET. Large enough that signing and parsing (1 ms) vanish, small enough to retry."""
-    read_bytes: int = 256 * 1024
-    """Bytes taken from a socket at a time; with `threads` this is all the memory that a download holds."""
+    read_bytes: int = 128 * 1024
+    """Bytes taken from a socket at a time; with `threads` it is all the memory that a download holds. Measured: 32 KiB
+    cost a tenth more processor time, 256 KiB gain nothing, since the bytes leave the core's cache between two uses."""
     part_bytes: int = 8 * MIB
     """Bytes of one part of a multipart PUT, at least; larger where a file would need more than 10,000 parts."""
     upload_memory_bytes: int = 64 * MIB
