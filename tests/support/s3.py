@@ -6,6 +6,7 @@ import asyncio
 import re
 import secrets
 import shutil
+import ssl
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -87,13 +88,16 @@ def running_s3_server() -> Iterator[S3Server]:
 class Proxy:
     """A TCP proxy on loopback. Every fault it makes is one of the network: nothing in the client is replaced.
 
+    With a `tls` context it speaks TLS to its clients.
+
     `down` refuses connections and breaks those that are open, `stall` keeps them open and silent, `up` heals both.
     `after` does something when so many more bytes have passed, `flip` spoils answers, `lose_answer_to` loses one.
     `requests` holds method and path of each request that came through, `passed_bytes` counts both directions.
     """
 
-    def __init__(self, target: str, host: str = HOST) -> None:
+    def __init__(self, target: str, host: str = HOST, tls: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(target)
+        self._tls = tls
         self._host = host
         self._target = str(parts.hostname), int(parts.port or 80)
         self._loop = asyncio.new_event_loop()
@@ -122,7 +126,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return f"http://{self._host}:{self.port}"
+        return f"{'https' if self._tls else 'http'}://{self._host}:{self.port}"
 
     def up(self) -> None:
         self._run(self._up())
@@ -162,7 +166,7 @@ class Proxy:
         self._flowing.set()
         self._held.set()
         if self._server is None:
-            self._server = await asyncio.start_server(self._serve, self._host, self.port)
+            self._server = await asyncio.start_server(self._serve, self._host, self.port, ssl=self._tls)
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def _down(self) -> None:
@@ -197,7 +201,7 @@ class Proxy:
                 self._lose = None
                 lost.set()
             await self._pass(data, writer)
-        writer.write_eof()
+        end_of(writer)
 
     async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lost: asyncio.Event) -> None:
         while data := await reader.read(BLOCK):
@@ -207,7 +211,7 @@ class Proxy:
                 self._flips -= 1
                 data = data[:-1] + bytes([data[-1] ^ 1])  # the end of a large block is body, not header
             await self._pass(data, writer)
-        writer.write_eof()
+        end_of(writer)
 
     async def _pass(self, data: bytes, writer: asyncio.StreamWriter) -> None:
         await self._flowing.wait()
@@ -223,3 +227,11 @@ class Proxy:
     def _act(self, action: Callable[[], object]) -> None:
         action()
         self._loop.call_soon_threadsafe(self._held.set)
+
+
+def end_of(writer: asyncio.StreamWriter) -> None:
+    """Say that no more comes; TLS can do so only by closing both directions."""
+    if writer.can_write_eof():
+        writer.write_eof()
+    else:
+        writer.close()

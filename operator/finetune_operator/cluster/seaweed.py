@@ -78,6 +78,7 @@ class Seaweed:
         self._auto_create_buckets = auto_create_buckets
         self._extra_identities = tuple(extra_identities)
         self._process: subprocess.Popen[bytes] | None = None
+        self._ports: dict[str, int] = {}
         self._lock: TextIO | None = None
 
     @property
@@ -109,6 +110,7 @@ class Seaweed:
         if self._process is not None:
             _end(self._process)
             self._process = None
+            _remove_sockets(self._ports)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -122,7 +124,7 @@ class Seaweed:
     def _start_on_free_ports(self, weed: str, data_dir: Path, config: Path) -> str:
         log = data_dir / "weed.log"
         for attempt in range(START_ATTEMPTS):
-            ports = _ports(data_dir / "ports.json", keep=attempt == 0)
+            ports = self._ports = _ports(data_dir / "ports.json", keep=attempt == 0)
             # By way of the shim it ends with us, even when we are killed.
             ours = [sys.executable, "-I", "-S", shim.__file__, str(os.getpid())]
             command = [*ours, *_command(weed, data_dir, config, ports, self._auto_create_buckets)]
@@ -203,6 +205,12 @@ def _ports(file: Path, keep: bool) -> dict[str, int]:
     ports = _free_ports()
     _write_private(file, json.dumps(ports))
     return ports
+
+
+def _remove_sockets(ports: dict[str, int]) -> None:
+    """Those of its roles lie in /tmp whatever the options say, and outlive a process that is killed."""
+    for role in ROLES:
+        Path(f"/tmp/seaweedfs-{role}-grpc-{ports[role + '.grpc']}.sock").unlink(missing_ok=True)
 
 
 def _is_free(port: int) -> bool:
