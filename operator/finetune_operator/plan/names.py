@@ -44,7 +44,10 @@ def selector(job_name: str) -> dict[str, str]:
 
 
 def metadata(job: FineTuneJob, name: str) -> Object:
-    """Metadata of a child: the controller reference lets the cluster collect it when the job is deleted."""
+    """Metadata of a child: the controller reference lets the cluster collect it when the job is deleted.
+
+    Without blockOwnerDeletion: where a cluster guards it, setting it takes a permission on the job's finalizers.
+    """
     return {
         "name": name,
         "namespace": job.metadata.namespace,
