@@ -15,6 +15,9 @@ ENDED = ("Succeeded", "Failed")
 SETTLE_SECONDS = 5.0
 """How long news of a pod usually takes to be complete."""
 
+NAMESPACE_ENDS = "because it is being terminated"
+"""How the API server words the refusal of anything new in a namespace that is being deleted."""
+
 
 @dataclass(frozen=True)
 class Observed:
@@ -143,6 +146,20 @@ def placed_since(pod: Object, now: datetime) -> float | None:
     return (now - parse_time(since)).total_seconds() if since else SETTLE_SECONDS
 
 
+def held_pods(observed: Observed) -> tuple[Object, ...]:
+    """Pods that ended and were deleted, and yet stay: the Job controller holds an index's last failed pod by a
+    finalizer until it has replaced it, which a suspended Job never does."""
+    owner = uid(observed.workload) if observed.workload else ""
+    mine = (pod for pod in observed.pods if controller_uid(pod) == owner)
+    return tuple(pod for pod in mine if not is_live(pod) and is_deleting(pod) and pod["metadata"].get("finalizers"))
+
+
+def held_for(observed: Observed, now: datetime) -> float:
+    """Seconds for which the longest of them has been held; 0 without any."""
+    ends = [parse_time(pod["metadata"]["deletionTimestamp"]) for pod in held_pods(observed)]
+    return max((now - min(ends)).total_seconds(), 0.0) if ends else 0.0
+
+
 def lacks_pods(observed: Observed) -> bool:
     """Whether the Job should have pods and has none."""
     workload = observed.workload
@@ -152,9 +169,10 @@ def lacks_pods(observed: Observed) -> bool:
 
 
 def refusal_in(events: Sequence[Object]) -> str | None:
-    """The newest refusal of a pod in the events of a Job, oldest first."""
-    refusals = [str(event.get("message") or "") for event in events if event.get("reason") == "FailedCreate"]
-    return refusals[-1] if refusals else None
+    """Why the last pod was not created, in the events of a Job, oldest first; None if the last one was."""
+    tries = [event for event in events if event.get("reason") in ("FailedCreate", "SuccessfulCreate", "Resumed")]
+    refused = bool(tries) and tries[-1]["reason"] == "FailedCreate"
+    return str(tries[-1].get("message") or "") if refused else None
 
 
 def current_pods(observed: Observed) -> tuple[Object, ...]:

@@ -31,6 +31,7 @@ from finetune_operator.lifecycle import (
     Action,
     Create,
     Decision,
+    Delete,
     ForgetStart,
     Resume,
     Suspend,
@@ -39,7 +40,7 @@ from finetune_operator.lifecycle import (
     unreadable,
 )
 from finetune_operator.observed import Observed, controller_uid, lacks_pods, rank_zero, refusal_in
-from finetune_operator.plan import plan
+from finetune_operator.plan import Manifests, plan
 from finetune_operator.plan.names import selector, workload_name
 from finetune_operator.settings import Settings
 
@@ -116,7 +117,11 @@ class Reconciler:
                 workload = await self._act(job, observed, decision.action)
             except (InvalidError, ForbiddenError, NameTakenError) as error:
                 final = isinstance(error, InvalidError) and isinstance(decision.action, Create)
-                await self._settle(raw, refused(job, observed, now, self._settings, message=str(error), final=final))
+                answer = refused(job, observed, now, self._settings, message=str(error), final=final)
+                if answer.action is not None:
+                    await self._act(job, observed, answer.action)
+                else:
+                    await self._settle(raw, answer)
                 raise
             observed = replace(observed, workload=workload)
         raise ClusterError(f"{key}: more than {MAX_ACTIONS} actions in one pass")
@@ -144,11 +149,16 @@ class Reconciler:
         match action:
             case Create(attempt):
                 return await self._create(job, attempt)
+            case Delete():
+                await self._delete(observed)
+                return None
             case Suspend():
                 return await self._patch(observed, [{"op": "add", "path": "/spec/suspend", "value": True}])
             case ForgetStart():
                 return await self._patch(observed, [{"op": "remove", "path": "/status/startTime"}], "status")
             case Resume(attempt):
+                # Whatever was deleted meanwhile is there again before the pods need it.
+                await self._create_needs(job, attempt)
                 return await self._patch(
                     observed,
                     [
@@ -161,10 +171,14 @@ class Reconciler:
 
     async def _create(self, job: FineTuneJob, attempt: int) -> Object:
         """The Job last: when it is there, all that its pods need is there."""
+        manifests = await self._create_needs(job, attempt)
+        return await self._ensure(job, manifests.workload)
+
+    async def _create_needs(self, job: FineTuneJob, attempt: int) -> Manifests:
         manifests = plan(job, self._settings, attempt)
         await self._ensure(job, manifests.config_map)
         await self._ensure(job, manifests.service)
-        return await self._ensure(job, manifests.workload)
+        return manifests
 
     async def _ensure(self, job: FineTuneJob, manifest: Object) -> Object:
         """Create it, or find what an earlier pass has created. Nothing of anybody else is ever overwritten."""
@@ -181,6 +195,10 @@ class Reconciler:
                 "another name"
             )
         return found
+
+    async def _delete(self, observed: Observed) -> None:
+        metadata = (observed.workload or {})["metadata"]
+        await self._cluster.delete(JOB, Key(metadata["namespace"], metadata["name"]), metadata["uid"])
 
     async def _patch(self, observed: Observed, patch: JsonPatch, subresource: str | None = None) -> Object | None:
         workload = observed.workload or {}

@@ -11,7 +11,7 @@ from finetune_api.contract import Progress, Stage
 from finetune_api.job import FineTuneJob
 from finetune_api.status import ConditionType, FineTuneJobStatus, Incident, Phase
 from finetune_operator.cluster.port import Object
-from finetune_operator.lifecycle import Create, Decision, ForgetStart, Resume, Suspend, decide
+from finetune_operator.lifecycle import Create, Decision, Delete, ForgetStart, Resume, Suspend, decide, refused
 from finetune_operator.lifecycle.text import duration, progress_sentence, progress_status
 from finetune_operator.observed import Observed, timestamp
 from finetune_operator.settings import Settings
@@ -239,6 +239,39 @@ def test_a_failure_that_is_not_retried_keeps_its_phase_until_nothing_runs_any_mo
     over = look(running(nodes=2, incident=incident(retry=False)), workload(suspended=True))
     assert over.status.phase is Phase.FAILED
     assert over.events[0].warning
+
+
+# --- pods that are held ----------------------------------------------------------------------------------------------
+
+TERMINATED = (
+    'configmaps "tune-job" is forbidden: unable to create new content in namespace ml because it is being terminated'
+)
+
+
+def held(seconds: float) -> Object:
+    """A failed pod that was deleted so long ago and that the Job controller keeps."""
+    kept = pod(code=75, state="ended")
+    kept["metadata"]["deletionTimestamp"] = timestamp(NOW - timedelta(seconds=seconds))
+    kept["metadata"]["finalizers"] = ["batch.kubernetes.io/job-tracking"]
+    return kept
+
+
+def test_a_job_whose_namespace_is_deleted_lets_go_of_its_pods_or_the_namespace_would_stay_for_ever() -> None:
+    seen = Observed(workload(suspended=True), (held(5),))
+    assert refused(running(), seen, NOW, SETTINGS, message=TERMINATED, final=False).action == Delete()
+
+
+@pytest.mark.parametrize("phase", [Phase.SUSPENDED, Phase.FAILED])
+def test_a_sleeping_job_lets_go_of_a_failed_pod_that_somebody_deleted(phase: Phase) -> None:
+    what = running(phase=phase, suspend=True)
+    assert look(what, workload(suspended=True), held(31)).action == Delete()
+    early = look(what, workload(suspended=True), held(5))
+    assert (early.action, early.requeue_after) == (None, 30.0)
+
+
+def test_a_pod_that_waits_for_its_replacement_is_no_reason_to_delete_the_job() -> None:
+    assert look(running(attempt=2), workload(attempt=2), held(600)).action is None
+    assert look(running(attempt=2), workload(attempt=2), held(661)).action == Delete()
 
 
 # --- conditions, time, words -----------------------------------------------------------------------------------------

@@ -310,6 +310,20 @@ async def test_a_namesake_waits_for_the_pods_of_the_job_that_was_deleted_before_
     assert (await world.status())["attempt"] == 1
 
 
+async def test_what_a_resumed_attempt_needs_is_there_again_whoever_deleted_it() -> None:
+    world = await started()
+    await world.set_suspend(True)
+    await world.settle()
+    config = await world.cluster.read(CONFIG_MAP, Key("ml", "tune-job"))
+    assert config is not None
+    await world.cluster.delete(CONFIG_MAP, Key("ml", "tune-job"), config["metadata"]["uid"])
+    await world.set_suspend(False)
+    await world.settle()
+    again = await world.cluster.read(CONFIG_MAP, Key("ml", "tune-job"))
+    assert again is not None
+    assert again["data"] == config["data"]
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from finetune_operator.failures import Failure, classify
 from finetune_operator.lifecycle.conditions import with_conditions
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Situation, Suspend
 from finetune_operator.lifecycle.ending import finish
+from finetune_operator.lifecycle.held import let_go, look_again
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
 from finetune_operator.lifecycle.running import follow
 from finetune_operator.lifecycle.start import start_next, still_there
@@ -38,20 +39,22 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     if job.metadata.deletion_timestamp is not None:
         # Owner references collect the children; the status of what is going away interests nobody.
         return Decision(job.status)
-    if job.status.phase in TERMINAL:
-        return _stay_ended(job, observed)
-    situation = Situation(job, observed, now, settings, _adopt(job.status, observed, now))
-    decision = next(found for rule in RULES if (found := rule(situation)) is not None)
+    ended = job.status.phase in TERMINAL
+    status = job.status if ended else _adopt(job.status, observed, now)
+    situation = Situation(job, observed, now, settings, status)
+    decision = next(found for rule in (RULES_AT_THE_END if ended else RULES) if (found := rule(situation)) is not None)
     if decision.action is not None:
         return decision
-    return replace(decision, status=with_conditions(situation, decision.status))
+    requeue_after = look_again(situation, decision.requeue_after)
+    told = decision.status if ended else with_conditions(situation, decision.status)
+    return replace(decision, status=told, requeue_after=requeue_after)
 
 
-def _stay_ended(job: FineTuneJob, observed: Observed) -> Decision:
+def _stay_ended(situation: Situation) -> Decision:
     """Terminal means terminal: a Job that somebody resumes after the end is put to sleep again."""
-    workload = observed.workload
+    workload = situation.observed.workload
     awake = workload is not None and not is_suspended(workload) and not finished(workload)
-    return Decision(job.status, Suspend() if awake else None)
+    return Decision(situation.status, Suspend() if awake else None)
 
 
 def _adopt(status: FineTuneJobStatus, observed: Observed, now: datetime) -> FineTuneJobStatus:
@@ -118,6 +121,7 @@ def _failing(situation: Situation) -> Decision | None:
 
 RULES: tuple[Rule, ...] = (
     finish,
+    let_go,
     _in_incident,
     _suspended_by_user,
     _workload_lost,
@@ -125,3 +129,4 @@ RULES: tuple[Rule, ...] = (
     _failing,
     follow,
 )
+RULES_AT_THE_END: tuple[Rule, ...] = (let_go, _stay_ended)

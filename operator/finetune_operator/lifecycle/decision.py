@@ -41,7 +41,12 @@ class ForgetStart:
     """Remove a suspended Job's start time: before Kubernetes 1.36 the template of a Job that has one is immutable."""
 
 
-Action = Create | Suspend | ForgetStart | Resume
+@dataclass(frozen=True)
+class Delete:
+    """Delete the Indexed Job, so that its controller lets go of the pods that it holds."""
+
+
+Action = Create | Suspend | ForgetStart | Resume | Delete
 
 
 @dataclass(frozen=True)

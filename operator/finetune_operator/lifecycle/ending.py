@@ -10,9 +10,10 @@ from finetune_api.job import FineTuneJob, ObjectMeta
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, OutputStatus, Phase, ProgressStatus
 from finetune_operator.failures import Failure, classify, termination_message
 from finetune_operator.lifecycle.conditions import Stamp, with_conditions, with_invalid
-from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Notice, Situation, clip
+from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Delete, Notice, Situation, clip
 from finetune_operator.lifecycle.text import count, number, numbers
 from finetune_operator.observed import (
+    NAMESPACE_ENDS,
     Observed,
     completed,
     controller_uid,
@@ -130,6 +131,9 @@ def refused(
             as soon as no pod is left. Otherwise (quota, a name that is taken) it waits and is tried again.
     """
     situation = Situation(job, observed, now, settings, job.status)
+    if NAMESPACE_ENDS in message and observed.workload is not None:
+        # It would hold its last pod, and with that the namespace, for ever: see finetune_operator.lifecycle.held.
+        return Decision(job.status, Delete())
     if not final:
         phase_now = job.status.phase if job.status.attempt else Phase.BLOCKED
         status = situation.to(phase_now, "Refused", f"Waiting, and trying again: {message}")
