@@ -68,7 +68,10 @@ class Hyperparameters(Message):
     eval_batch_size: int | None = Field(None, ge=1, le=4096, description="Absent: perDeviceBatchSize.")
     gradient_accumulation_steps: int = Field(1, ge=1, le=65536, description="Micro-steps per optimizer step.")
     max_length: int = Field(
-        2048, ge=8, le=1_048_576, description="Tokens per row (per pack); longer rows are cut at the end."
+        2048,
+        ge=8,
+        le=1_048_576,
+        description="Tokens per row (per pack). Longer conversations are cut at the end, longer texts are split.",
     )
     packing: bool | None = Field(
         None,

@@ -115,7 +115,12 @@ class CheckpointSpec(Message):
     """Checkpoints in <output.uri>/checkpoints; the newest complete one is what a restart goes on from."""
 
     every_steps: int = Field(200, ge=1, le=10_000_000, description="Steps between two checkpoints.")
-    keep: int = Field(3, ge=1, le=100, description="How many of the newest are kept; can be changed at any time.")
+    keep: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="How many of the newest are kept; can be changed at any time: the next checkpoint heeds it.",
+    )
 
 
 class OutputSpec(Message):
@@ -157,6 +162,13 @@ class FineTuneJobSpec(Message):
             "checkpoint.everySteps cannot be changed after creation (checkpoint.keep can); delete the job and create "
             "it anew",
             at=".checkpoint.everySteps",
+        ),
+        cel(
+            "has(self.runPolicy) == has(oldSelf.runPolicy) && (!has(self.runPolicy) || "
+            "self.runPolicy.terminationGracePeriodSeconds == oldSelf.runPolicy.terminationGracePeriodSeconds)",
+            "runPolicy.terminationGracePeriodSeconds cannot be changed after creation (runPolicy.retries can); delete "
+            "the job and create it anew",
+            at=".runPolicy.terminationGracePeriodSeconds",
         ),
         cel(
             "!self.output.merge || self.strategy.type in ['LoRA', 'QLoRA']",
@@ -212,7 +224,8 @@ class FineTuneJobSpec(Message):
     storage: StorageSpec = Field(StorageSpec(), description="Access to models, data and output.")
     scheduling: Scheduling = Field(Scheduling(), description="Where the pods may run, and in which order.")
     run_policy: RunPolicy = Field(
-        RunPolicy(), description="When a job is stopped, started again and cleaned up; can be changed at any time."
+        RunPolicy(),
+        description="When a job is stopped, started again and cleaned up; retries can be changed at any time.",
     )
     tracking: Tracking | None = Field(
         None, description="Experiment trackers.", json_schema_extra=not_yet("tracking", "remove it")

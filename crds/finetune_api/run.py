@@ -194,7 +194,7 @@ class Retries(Message):
 
 
 class RunPolicy(Message):
-    """When a job is stopped, started again and cleaned up; can be changed at any time."""
+    """When a job is stopped, started again and cleaned up; retries can be changed at any time."""
 
     active_deadline_seconds: int | None = Field(
         None,

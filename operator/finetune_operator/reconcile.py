@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from finetune_api.contract import ANNOTATION_ATTEMPT, Progress
 from finetune_api.job import FineTuneJob, ObjectMeta
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import TERMINAL, FineTuneJobStatus
 from finetune_operator.cluster.port import (
+    CONFIG_MAP,
     FINE_TUNE_JOB,
     JOB,
     KINDS,
@@ -108,6 +109,7 @@ class Reconciler:
 
     async def _pass(self, key: Key, raw: Object, job: FineTuneJob, now: datetime) -> float | None:
         observed = await self._observe(key, job)
+        await self._refresh(job)
         for _ in range(MAX_ACTIONS):
             decision = decide(job, observed, now, self._settings)
             if decision.action is None:
@@ -141,6 +143,19 @@ class Reconciler:
             self._progress.forget(key)
             return observed
         return replace(observed, progress=self._progress.latest(key, pod))
+
+    async def _refresh(self, job: FineTuneJob) -> None:
+        """Let a running trainer know of what was changed in the spec. Asked once a generation, not once a pass."""
+        status = job.status
+        if status.observed_generation in (0, job.metadata.generation) or status.phase in TERMINAL:
+            return
+        wanted = plan(job, self._settings, status.attempt).config_map
+        key = Key(wanted["metadata"]["namespace"], wanted["metadata"]["name"])
+        found = await self._cluster.read(CONFIG_MAP, key)
+        if found is None or controller_uid(found) != job.metadata.uid or found["data"] == wanted["data"]:
+            return
+        guard = {"op": "test", "path": "/metadata/uid", "value": found["metadata"]["uid"]}
+        await self._cluster.patch(CONFIG_MAP, key, [guard, {"op": "add", "path": "/data", "value": wanted["data"]}])
 
     # --- act ---------------------------------------------------------------------------------------------------------
 

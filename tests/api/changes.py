@@ -11,7 +11,7 @@ from finetune_api.schema import Schema
 from finetune_operator.validation import validate
 from tests.api.jobs import REMOVED, Object, changed, full
 
-MUTABLE = ("spec.suspend", "spec.runPolicy", "spec.checkpoint.keep")
+MUTABLE = ("spec.suspend", "spec.runPolicy.retries", "spec.checkpoint.keep")
 SPEC = job_schema()["properties"]["spec"]
 
 

@@ -45,4 +45,4 @@ def test_writing_a_default_out_changes_nothing() -> None:
 def test_every_field_of_the_spec_is_either_fixed_by_a_rule_or_meant_to_change() -> None:
     spec = job_schema()["properties"]["spec"]
     fixed = {rule["fieldPath"].split(".")[1] for rule in spec[RULES] if "oldSelf" in rule["rule"]}
-    assert fixed == spec["properties"].keys() - {"suspend", "runPolicy"}
+    assert fixed == spec["properties"].keys() - {"suspend"}

@@ -187,6 +187,17 @@ async def test_a_job_that_is_created_suspended_has_no_children_until_it_is_resum
     assert await world.phase() == ("Running", "Running")
 
 
+async def test_a_running_trainer_is_told_when_fewer_checkpoints_are_to_be_kept() -> None:
+    world = await started()
+    patch = [{"op": "add", "path": "/spec/checkpoint/keep", "value": 1}]
+    await world.cluster.patch(FINE_TUNE_JOB, KEY, patch)
+    await world.settle()
+    config_map = await world.cluster.read(CONFIG_MAP, Key(KEY.namespace, "tune-job"))
+    assert config_map is not None
+    assert json.loads(config_map["data"]["job.json"])["spec"]["checkpoint"]["keep"] == 1
+    assert (await world.status())["attempt"] == 1
+
+
 async def test_time_counts_as_active_only_while_it_runs() -> None:
     world = await started()
     world.clock.forward(100)

@@ -69,8 +69,11 @@ def a_job(root: Path, strategy: str = "LoRA", task: str = "Instruction", **spec:
 def a_context(job: FineTuneJob, scratch: Path, attempt: int = 1) -> Context:
     """The context of a single worker, without signals."""
     scratch.mkdir(parents=True, exist_ok=True)
+    job_file = scratch / "job.json"
+    job_file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
     return Context(
         job=job,
+        job_file=job_file,
         attempt=attempt,
         rank=0,
         local_rank=0,

@@ -133,3 +133,14 @@ def test_a_stop_within_an_evaluation_saves_the_step_before_it(tmp_path):
     finally:
         session_module.ProgressCallback = original
     assert (tmp_path / "out/checkpoints/step-00000002/manifest.json").exists()
+
+
+def test_how_many_checkpoints_are_kept_is_read_anew_at_every_one(tmp_path):
+    job = a_job(tmp_path, "LoRA", hyperparameters={"maxSteps": 4}, checkpoint={"everySteps": 1, "keep": 1})
+    context = a_context(job, tmp_path / "scratch")
+    changed = job.model_copy(deep=True)
+    changed.spec.checkpoint.keep = 3
+    context.job_file.write_text(changed.model_dump_json(by_alias=True, exclude_none=True))
+    run(job, context.scratch, context=context)
+    kept = sorted(path.parent.name for path in (tmp_path / "out/checkpoints").glob("*/manifest.json"))
+    assert kept == ["step-00000002", "step-00000003", "step-00000004"]

@@ -73,11 +73,13 @@ class Pod:
 class Context:
     """What `train.main` gets.
 
-    `started_at` is when the pod's launch began (seconds since the epoch); `scratch` is the pod's own folder, shared by
-    its ranks; `stop` says when to save and leave; `reporter` takes what the user should see.
+    `job_file` is where the job was read and may be read again; `started_at` is when the pod's launch began (seconds
+    since the epoch); `scratch` is the pod's own folder, shared by its ranks; `stop` says when to save and leave;
+    `reporter` takes what the user should see.
     """
 
     job: FineTuneJob
+    job_file: Path
     attempt: int
     rank: int
     local_rank: int
@@ -100,6 +102,7 @@ class Context:
         stop.world_size = world_size
         return cls(
             job=load_job(pod.job_file),
+            job_file=pod.job_file,
             attempt=pod.attempt,
             rank=rank,
             local_rank=_number(env, "LOCAL_RANK", 0, least=0),

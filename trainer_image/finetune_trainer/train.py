@@ -19,6 +19,7 @@ from finetune_trainer.export import Exporter, probe_of
 from finetune_trainer.inputs import fetch_model
 from finetune_trainer.report import Report, card, page
 from finetune_trainer.result import Baseline, Output, samples, versions
+from finetune_trainer.runtime import load_job
 from finetune_trainer.session import Session, open_session
 from finetune_trainer.storage import Store
 
@@ -75,7 +76,8 @@ def _checkpoints(context: Context, store: Store, output: Output, base_digest: st
         store,
         f"{output.root}/checkpoints",
         identity,
-        keep=lambda: context.job.spec.checkpoint.keep,
+        # Asked at every commit: the one setting that may change under a running job.
+        keep=lambda: load_job(context.job_file).spec.checkpoint.keep,
         on_commit=lambda checkpoint: context.reporter.update(checkpoint=checkpoint),
     )
 

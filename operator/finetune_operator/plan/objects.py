@@ -25,12 +25,11 @@ def job_document(job: FineTuneJob) -> str:
 
 
 def config_map(job: FineTuneJob) -> Object:
-    """The resolved job. Immutable: all attempts read the same, and kubelets need not watch it."""
+    """The resolved job; updated with what may change of the spec, which running pods see within a minute."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata(job, config_map_name(job.metadata.name)),
-        "immutable": True,
         "data": {JOB_KEY: job_document(job)},
     }
 

@@ -140,7 +140,7 @@ class Checkpoints:
     def _start(self) -> subprocess.Popen[str]:
         # A process, not a thread: hashing and TLS would take the interpreter lock from the training loop.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer.checkpoints.uploader"],
+            [sys.executable, "-m", "finetune_trainer.checkpoints"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -87,12 +87,9 @@ def answer(store: Store, line: str) -> Answer:
 
 
 def main() -> None:
+    """Serve submissions until the training process closes the pipe."""
     shield_from_sigterm()
     os.nice(NICENESS)
     store = Store.connect(os.environ)
     for line in sys.stdin:
         print(answer(store, line).model_dump_json(by_alias=True), flush=True)
-
-
-if __name__ == "__main__":
-    main()
