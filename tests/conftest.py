@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.s3 import S3Server, running_s3_server
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, and so let child processes hear it: a shell that starts us in the background has it ignored, and
+    `finetune run` obeys what is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -140,7 +141,7 @@ class Checkpoints:
     def _start(self) -> subprocess.Popen[str]:
         # A process, not a thread: hashing and TLS would take the interpreter lock from the training loop.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer.checkpoints"],
+            [sys.executable, "-m", "finetune_trainer.checkpoints", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

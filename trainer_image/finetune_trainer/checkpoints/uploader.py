@@ -19,7 +19,7 @@ from finetune_api.contract import CheckpointRef, ExitCode
 from finetune_trainer.checkpoints import catalog
 from finetune_trainer.checkpoints.manifest import MANIFEST_FILE, FileEntry, Manifest, step_uri
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.preemption import shield_from_sigterm
+from finetune_trainer.preemption import die_with_parent, shield_from_sigterm
 from finetune_trainer.storage import Store
 
 NICENESS = 10
@@ -87,8 +87,10 @@ def answer(store: Store, line: str) -> Answer:
 
 
 def main() -> None:
-    """Serve submissions until the training process closes the pipe."""
+    """Serve submissions until the training process, whose id is the argument, closes the pipe or dies."""
     shield_from_sigterm()
+    # Without its rank it would go on with a step that the next attempt is already replacing.
+    die_with_parent(int(sys.argv[1]))
     os.nice(NICENESS)
     store = Store.connect(os.environ)
     for line in sys.stdin:
