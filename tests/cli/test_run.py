@@ -188,7 +188,7 @@ def test_another_spec_under_the_same_name_is_refused_as_the_api_server_would(use
 def test_what_may_change_after_creation_may_change_between_two_runs(user: User) -> None:
     user.write_job(steps=QUICK)
     user.run("run", "job.yaml")
-    user.write_job(steps=QUICK, runPolicy={"retries": {"infrastructure": 7}})
+    user.write_job(steps=QUICK, runPolicy={"terminationGracePeriodSeconds": 30, "retries": {"infrastructure": 7}})
     assert user.run("run", "job.yaml").returncode == 0
     assert user.job()["spec"]["runPolicy"]["retries"]["infrastructure"] == 7
 
