@@ -187,6 +187,14 @@ async def test_a_job_that_is_created_suspended_has_no_children_until_it_is_resum
     assert await world.phase() == ("Running", "Running")
 
 
+async def test_the_checkpoint_that_a_stopped_pod_saved_last_is_the_one_in_status() -> None:
+    world = await started()
+    saved = {"uri": "s3://out/tune/checkpoints/step-00000023", "step": 23, "time": "2026-01-01T12:00:30Z"}
+    await world.end(75, json.dumps({"exitCode": 75, "cause": "Disruption", "step": 23, "checkpoint": saved}))
+    await world.settle()
+    assert (await world.status())["checkpoint"] == saved
+
+
 async def test_a_running_trainer_is_told_when_fewer_checkpoints_are_to_be_kept() -> None:
     world = await started()
     patch = [{"op": "add", "path": "/spec/checkpoint/keep", "value": 1}]

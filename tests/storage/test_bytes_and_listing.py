@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.errors import UsageError
-from finetune_trainer.storage import ChangedError, MissingContainerError, MissingError, Store, file_crc32
+from finetune_trainer.storage import ChangedError, CorruptError, MissingContainerError, MissingError, Store, file_crc32
 from tests.support.s3 import Proxy
 
 MIB = 1024 * 1024
@@ -157,3 +157,21 @@ def test_a_written_file_has_the_checksum_that_the_server_keeps(store: Store, buc
     (done,) = store.upload({f"s3://{bucket}/big": big_file})
     found = store.stat(f"s3://{bucket}/big")
     assert (done.size, done.crc32) == (found.size, found.crc32) == (big_file.stat().st_size, file_crc32(big_file))
+
+
+def test_bytes_flipped_on_the_way_are_not_read(far_store: Store, store: Store, proxy: Proxy, bucket: str) -> None:
+    store.write_bytes(f"s3://{bucket}/manifest.json", os.urandom(100_000))
+    proxy.flip(1)
+    with pytest.raises(CorruptError, match=r"manifest\.json arrived with a wrong checksum"):
+        far_store.read_bytes(f"s3://{bucket}/manifest.json")
+    assert far_store.read_bytes(f"s3://{bucket}/manifest.json") == store.read_bytes(f"s3://{bucket}/manifest.json")
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_loopback(
+    store: Store, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    store.write_bytes(f"s3://{bucket}/x", b"x")

@@ -2,22 +2,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3.s3.transfer
 import pytest
 
 from finetune_trainer.storage import ChangedError, CorruptError, MissingError, Store, TransferSettings
-from finetune_trainer.storage.files import RECORD_FILE
+from finetune_trainer.storage.files import LOCK_FILE, RECORD_FILE
 from tests.support.s3 import Proxy, S3Server
 
 MIB = 1024 * 1024
 
 
 def visible(directory: Path) -> list[str]:
-    """All files but the record of what is finished."""
+    """All files but the record of what is finished and its lock."""
     return sorted(
-        str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file() and path.name != RECORD_FILE
+        str(path.relative_to(directory))
+        for path in directory.rglob("*")
+        if path.is_file() and path.name not in (RECORD_FILE, LOCK_FILE)
     )
 
 
@@ -205,3 +208,14 @@ def test_an_object_and_a_folder_of_one_name_are_told_apart_in_words(store: Store
     store.write_bytes(f"s3://{bucket}/d/x", b"file")
     with pytest.raises(Exception, match="down/x: Is a directory"):
         store.download(f"s3://{bucket}/d/", tmp_path / "down")
+
+
+def test_two_that_download_into_one_folder_fetch_once(
+    far_store: Store, store: Store, proxy: Proxy, bucket: str, big_file: Path, tmp_path: Path
+) -> None:
+    store.upload({f"s3://{bucket}/big": big_file})
+    with ThreadPoolExecutor() as ranks:
+        done = list(ranks.map(lambda _: far_store.download(f"s3://{bucket}/big", tmp_path / "down"), range(3)))
+    assert done == [[tmp_path / "down" / "big"]] * 3
+    assert done[0][0].read_bytes() == big_file.read_bytes()
+    assert proxy.passed_bytes < big_file.stat().st_size + MIB

@@ -8,8 +8,8 @@ from datetime import datetime
 
 from finetune_api.contract import Cause
 from finetune_api.job import FineTuneJob
-from finetune_api.status import TERMINAL, FineTuneJobStatus, Phase
-from finetune_operator.failures import Failure, classify
+from finetune_api.status import TERMINAL, CheckpointStatus, FineTuneJobStatus, Phase
+from finetune_operator.failures import Failure, classify, termination_message
 from finetune_operator.lifecycle.conditions import with_conditions
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Situation, Suspend
 from finetune_operator.lifecycle.ending import finish
@@ -40,7 +40,7 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
         # Owner references collect the children; the status of what is going away interests nobody.
         return Decision(job.status)
     ended = job.status.phase in TERMINAL
-    status = job.status if ended else _adopt(job.status, observed, now)
+    status = job.status if ended else _heard(_adopt(job.status, observed, now), observed)
     situation = Situation(job, observed, now, settings, status)
     decision = next(found for rule in (RULES_AT_THE_END if ended else RULES) if (found := rule(situation)) is not None)
     if decision.action is not None:
@@ -67,6 +67,16 @@ def _adopt(status: FineTuneJobStatus, observed: Observed, now: datetime) -> Fine
     return status.model_copy(update=update)
 
 
+def _heard(status: FineTuneJobStatus, observed: Observed) -> FineTuneJobStatus:
+    """A pod's last word knows of a later checkpoint than its last progress did: the one that SIGTERM made it save."""
+    words = (termination_message(pod) for pod in current_pods(observed))
+    saved = [word.checkpoint for word in words if word is not None and word.checkpoint is not None]
+    newest = max(saved, key=lambda checkpoint: checkpoint.step, default=None)
+    if newest is None or (status.checkpoint is not None and newest.step <= status.checkpoint.step):
+        return status
+    return status.model_copy(update={"checkpoint": CheckpointStatus(**newest.model_dump(by_alias=False))})
+
+
 def _in_incident(situation: Situation) -> Decision | None:
     incident = situation.status.incident
     return handle_incident(situation, incident) if incident is not None else None
@@ -83,7 +93,8 @@ def _suspended_by_user(situation: Situation) -> Decision | None:
         phase = situation.status.phase or Phase.STARTING
         return Decision(situation.to(phase, "Suspending", text), requeue_after=TEARDOWN_SECONDS)
     checkpoint = situation.status.checkpoint
-    point = f"the checkpoint of step {checkpoint.step}" if checkpoint else "the newest checkpoint"
+    # A pod may be gone before its last word was read, and with it the news of what it saved at the end.
+    point = f"its newest checkpoint, of step {checkpoint.step} or later," if checkpoint else "its newest checkpoint"
     text = f"Suspended; it goes on from {point} when spec.suspend is false" if situation.status.attempt else "Suspended"
     return Decision(situation.to(Phase.SUSPENDED, "Suspended", text))
 

@@ -90,6 +90,8 @@ class ObjectDownload:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+                # The room is taken at once, so a disk that fills up says so before the bytes are fetched.
+                os.posix_fallocate(self._file, 0, max(self._info.size, 1))
                 os.ftruncate(self._file, self._info.size)
 
     def _copy(self, start: int) -> list[Block]:

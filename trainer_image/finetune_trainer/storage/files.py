@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import threading
@@ -15,6 +16,7 @@ from finetune_trainer.storage.errors import DiskFullError, MissingError
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 RECORD_FILE = ".finetune-downloads.jsonl"
+LOCK_FILE = ".finetune-downloads.lock"
 
 
 @contextmanager
@@ -62,6 +64,14 @@ def write_at(file: int, data: bytes, offset: int) -> None:
     written = os.pwrite(file, data, offset)
     while written < len(data):
         written += os.pwrite(file, memoryview(data)[written:], offset + written)
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Wait until no other thread or process downloads into the folder: ranks that share it fetch once, not each."""
+    with (directory / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # gone with the process, however that ends
+        yield
 
 
 class Record:

@@ -14,7 +14,7 @@ from zlib import crc32
 
 from finetune_trainer.storage.batch import Batch, Progress, Work
 from finetune_trainer.storage.download import ObjectDownload, run_downloads
-from finetune_trainer.storage.files import Record, file_errors, require_room
+from finetune_trainer.storage.files import Record, alone_in, file_errors, require_room
 from finetune_trainer.storage.retry import patiently
 from finetune_trainer.storage.s3 import S3, ObjectInfo
 from finetune_trainer.storage.settings import MIB, TransferSettings
@@ -60,18 +60,18 @@ class Buckets:
         self, infos: Sequence[ObjectInfo], names: Sequence[str], directory: Path, progress: Progress | None
     ) -> list[Path]:
         total = sum(info.size for info in infos)
-        with file_errors(directory / names[0], total):
+        with file_errors(directory, total):
             directory.mkdir(parents=True, exist_ok=True)
+        with alone_in(directory):
             record = Record(directory)
-        batch = Batch(self._pool, progress, total, len(infos))
-        missing = [
-            (info, name) for info, name in zip(infos, names, strict=True) if not record.has(name, info.size, info.etag)
-        ]
-        missing_bytes = sum(info.size for info, _ in missing)
-        require_room(directory, missing_bytes)
-        batch.count(total - missing_bytes, len(infos) - len(missing))
-        work = Work(self._s3, self._settings, batch)
-        run_downloads([ObjectDownload(work, info, name, directory, record) for info, name in missing], batch)
+            named = zip(infos, names, strict=True)
+            missing = [(info, name) for info, name in named if not record.has(name, info.size, info.etag)]
+            missing_bytes = sum(info.size for info, _ in missing)
+            require_room(directory, missing_bytes)
+            batch = Batch(self._pool, progress, total, len(infos))
+            batch.count(total - missing_bytes, len(infos) - len(missing))
+            work = Work(self._s3, self._settings, batch)
+            run_downloads([ObjectDownload(work, info, name, directory, record) for info, name in missing], batch)
         batch.report()
         return [directory / name for name in names]
 

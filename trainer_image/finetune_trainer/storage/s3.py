@@ -15,7 +15,7 @@ from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage.checksums import Kind, crc_base64, expectation
 from finetune_trainer.storage.errors import ChangedError, TransientError
 from finetune_trainer.storage.faults import NOBODY_WRITES, translate
-from finetune_trainer.storage.settings import S3Settings, TransferSettings
+from finetune_trainer.storage.settings import S3Settings, TransferSettings, is_loopback
 from finetune_trainer.storage.uris import Location
 
 DELETE_BATCH = 1000
@@ -157,6 +157,8 @@ def _client(settings: S3Settings, transfer: TransferSettings) -> Any:
         read_timeout=transfer.read_timeout_seconds,
         # Retries are ours alone: they must go on where the bytes stopped, which the SDK's cannot.
         retries={"total_max_attempts": 1, "mode": "standard"},
+        # A loopback address means this machine, never that of a proxy; None leaves it to the environment.
+        proxies={} if is_loopback(settings.endpoint) else None,
         # We verify: the SDK can check neither ranges nor parts, and would hash small objects a second time.
         response_checksum_validation="when_required",
         s3={

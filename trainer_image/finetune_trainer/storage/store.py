@@ -84,6 +84,7 @@ class Store:
         Raises:
             MissingError: there is none.
             ChangedError: while reading, when it was replaced meanwhile.
+            CorruptError: at its end, when it was read whole and its checksum is wrong.
         """
         where = parse(uri)
         side = self._side(where)

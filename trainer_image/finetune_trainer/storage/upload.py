@@ -107,10 +107,7 @@ class FileUpload:
     def abort(self) -> None:
         """Drop the parts of an upload that will not be completed: they would be kept, and paid for, without end."""
         if self._upload_id:
-            try:
-                self._s3.request("abort_multipart_upload", self._where, Key=self._where.key, UploadId=self._upload_id)
-            except (TransientError, TrainerError) as error:
-                log.warning("parts of %s stay in the bucket: %s", self._where, error)
+            self._s3.request("abort_multipart_upload", self._where, Key=self._where.key, UploadId=self._upload_id)
 
     def _send(self, number: int, start: int) -> None:
         length = min(self._part_bytes, self._size - start)
@@ -195,6 +192,14 @@ def run_uploads(uploads: Sequence[FileUpload], batch: Batch) -> list[Uploaded]:
         batch.run(task for upload in uploads for task in upload.tasks())
         return [upload.result() for upload in uploads]
     except BaseException:
+        _abort(uploads)
+        raise
+
+
+def _abort(uploads: Sequence[FileUpload]) -> None:
+    """One try each, and none after the first that fails: where the store is away each would only cost its time."""
+    try:
         for upload in uploads:
             upload.abort()
-        raise
+    except (TransientError, TrainerError) as error:
+        log.warning("parts of unfinished uploads stay in the bucket: %s", error)
