@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from finetune_trainer.storage import Store
+from finetune_trainer.storage.files import RECORD_FILE
 from tests.storage.conftest import MIB
 from tests.storage.test_download import visible
 from tests.support.s3 import Proxy, S3Server
@@ -37,7 +39,7 @@ def test_a_download_killed_with_sigkill_goes_on_from_its_finished_files(
     process = transferring(s3_server.environ(proxy.url), *arguments)
     proxy.after(15 * MIB, process.kill)
     assert process.wait(60) == -9
-    finished = [name for name in visible(tmp_path / "down") if not name.endswith(".part")]
+    finished = [json.loads(line)[0] for line in (tmp_path / "down" / RECORD_FILE).read_text().splitlines()]
     assert 0 < len(finished) < len(contents)
 
     proxy.requests.clear()
