@@ -42,7 +42,14 @@ WORDS = (
     "learned",
 )
 PATHS = os.pathsep.join(str(ROOT / part) for part in (".", "crds", "operator", "trainer_image"))
-ENVIRON = {**os.environ, "PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+ENVIRON = {
+    **os.environ,
+    "PYTHONPATH": PATHS,
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # One thread on both sides: two that wait for each other measure whatever else runs on a shared machine.
+    "OMP_NUM_THREADS": "1",
+}
 ADDRESS = "127.0.0.9"
 """Of its own on loopback, so that the progress port is free."""
 
