@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import pytest
 
 from finetune_trainer.storage import ChangedError, CorruptError, MissingError, Store, TransferSettings
 from finetune_trainer.storage.files import LOCK_FILE, RECORD_FILE
+from finetune_trainer.storage.s3 import direct_response
 from tests.support.s3 import Proxy, S3Server
 
 MIB = 1024 * 1024
@@ -219,3 +221,20 @@ def test_two_that_download_into_one_folder_fetch_once(
     assert done == [[tmp_path / "down" / "big"]] * 3
     assert done[0][0].read_bytes() == big_file.read_bytes()
     assert proxy.passed_bytes < big_file.stat().st_size + MIB
+
+
+def test_the_sdk_still_has_the_response_that_is_read_directly(s3_server: S3Server, store: Store, bucket: str) -> None:
+    """Were it gone, downloads would go on by the SDK's own stream, at twice the cost."""
+    store.write_bytes(f"s3://{bucket}/x", b"x")
+    assert direct_response(s3_server.client().get_object(Bucket=bucket, Key="x")["Body"]) is not None
+    assert direct_response(io.BytesIO()) is None
+
+
+def test_connections_are_used_again(
+    connect: Callable[..., Store], proxy: Proxy, store: Store, bucket: str, big_file: Path, tmp_path: Path
+) -> None:
+    store.upload({f"s3://{bucket}/big": big_file})
+    far_store = connect(TransferSettings(range_bytes=MIB, threads=2), AWS_ENDPOINT_URL_S3=proxy.url)
+    far_store.download(f"s3://{bucket}/big", tmp_path / "down")
+    assert len(proxy.requests) > 12
+    assert proxy.connections <= 3

@@ -111,6 +111,7 @@ class Proxy:
         self._trigger: tuple[int, Callable[[], object]] | None = None
         self.port = 0
         self.passed_bytes = 0
+        self.connections = 0
         self.requests: list[str] = []
 
     def __enter__(self) -> Proxy:
@@ -177,6 +178,7 @@ class Proxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
         except OSError:

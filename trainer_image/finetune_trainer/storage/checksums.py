@@ -138,7 +138,7 @@ class BlockHasher:
         self._blocks: list[Block] = []
         self._begin()
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         if self._algorithm is None:
             return
         view = memoryview(data)

@@ -99,6 +99,7 @@ class ObjectDownload:
         end = min(start + self._range_bytes, self._info.size)
         patience = Patience(self._settings, self._batch.stop)
         hasher: BlockHasher | None = None
+        buffer = memoryview(bytearray(self._settings.read_bytes))
         position = start
         while position < end:
             try:
@@ -106,17 +107,17 @@ class ObjectDownload:
                 with closing(self._s3.open(self._where, self._info.etag, position, None if whole else end)) as body:
                     hasher = hasher or self._hasher(body.headers)
                     while position < end:
-                        data = body.read(min(self._settings.read_bytes, end - position))
-                        if not data:
+                        count = body.readinto(buffer[: end - position])
+                        if not count:
                             raise TransientError(f"{self._where} ended early")
-                        self._take(data, position, hasher)
-                        position += len(data)
+                        self._take(buffer[:count], position, hasher)
+                        position += count
                         patience.progress()
             except TransientError as error:
                 patience.pause(error)
         return hasher.blocks() if hasher else []
 
-    def _take(self, data: bytes, position: int, hasher: BlockHasher) -> None:
+    def _take(self, data: memoryview, position: int, hasher: BlockHasher) -> None:
         if self._batch.stop.is_set():
             raise CancelledError
         assert self._file is not None

@@ -59,7 +59,7 @@ def _no_room(directory: Path, needed_bytes: int, free_bytes: int | None) -> Disk
     )
 
 
-def write_at(file: int, data: bytes, offset: int) -> None:
+def write_at(file: int, data: bytes | memoryview, offset: int) -> None:
     """All of `data` at `offset`: pwrite may take only a part when the disk is nearly full."""
     written = os.pwrite(file, data, offset)
     while written < len(data):

@@ -21,7 +21,7 @@ class TransferSettings:
     """Requests in flight. One Python process moves about 1 GB/s; more threads than this only fight for its lock."""
     range_bytes: int = 16 * MIB
     """Bytes of one ranged GET. Large enough that signing and parsing (1 ms) vanish, small enough to retry."""
-    read_bytes: int = 256 * 1024
+    read_bytes: int = 128 * 1024
     """Bytes taken from a socket at a time; with `threads` it is all the memory that a download holds. Measured: smaller
     reads lose time to the interpreter lock, larger ones to the core's cache, which they leave between two uses."""
     part_bytes: int = 8 * MIB
