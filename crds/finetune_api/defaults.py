@@ -2,38 +2,88 @@
 
 from __future__ import annotations
 
-from finetune_api.job import FineTuneJob, LoraOptions, QuantizationOptions, StrategyType, TaskType
+from collections.abc import Callable
 
-LEARNING_RATE = {StrategyType.FULL: 2e-5, StrategyType.LORA: 2e-4, StrategyType.QLORA: 2e-4}
-"""Usual peak rates: adapters start from zero and bear ten times what whole weights do."""
+from finetune_api.common import Message
+from finetune_api.evaluation import METRICS
+from finetune_api.job import FineTuneJob, FineTuneJobSpec, StrategyType, TaskType, Weights
+from finetune_api.pairs import PROMPTS
+from finetune_api.strategy import (
+    AdditiveOptions,
+    BottleneckOptions,
+    GreenOptions,
+    Ia3Options,
+    LoraOptions,
+    PrefixTuningOptions,
+    PromptTuningOptions,
+    QuantizationOptions,
+)
+from finetune_api.task import LANGUAGE
+
+LEARNING_RATE = {
+    StrategyType.FULL: 2e-5,
+    StrategyType.PARTIAL: 5e-5,
+    StrategyType.LORA: 2e-4,
+    StrategyType.QLORA: 2e-4,
+    StrategyType.ADAPTER: 5e-4,
+    StrategyType.PROMPT_TUNING: 3e-2,
+    StrategyType.PREFIX_TUNING: 1e-2,
+    StrategyType.IA3: 5e-3,
+    StrategyType.LAYER_NORM: 1e-3,
+    StrategyType.ADDITIVE: 2e-4,
+    StrategyType.GREEN: 2e-5,
+}
+"""Usual peak rates: the fewer parameters learn, and the nearer to zero they begin, the more they bear."""
+OPTIONS: dict[StrategyType, dict[str, Callable[[], Message]]] = {
+    StrategyType.LORA: {"lora": LoraOptions},
+    StrategyType.QLORA: {"lora": LoraOptions, "quantization": QuantizationOptions},
+    StrategyType.ADAPTER: {"adapter": BottleneckOptions},
+    StrategyType.PROMPT_TUNING: {"prompt_tuning": PromptTuningOptions},
+    StrategyType.PREFIX_TUNING: {"prefix_tuning": PrefixTuningOptions},
+    StrategyType.IA3: {"ia3": Ia3Options},
+    StrategyType.ADDITIVE: {"additive": AdditiveOptions},
+    StrategyType.GREEN: {"green": GreenOptions},
+}
+"""What a strategy has of its own, to be filled in where it is absent."""
 
 
 def resolve(job: FineTuneJob) -> FineTuneJob:
     """The job with everything filled in that its strategy, task and hardware imply; idempotent, the input is kept."""
     resolved = job.model_copy(deep=True)
-    _resolve_strategy(resolved)
-    _resolve_hyperparameters(resolved)
-    s3 = resolved.spec.storage.s3
+    spec = resolved.spec
+    _resolve_strategy(spec)
+    _resolve_hyperparameters(spec)
+    if spec.evaluation.metrics is None:
+        spec.evaluation.metrics = list(METRICS.get(spec.task.type, ()))
+    if spec.output.weights is None:
+        spec.output.weights = Weights.LAST if spec.evaluation.every_steps is None else Weights.BEST
+    s3 = spec.storage.s3
     if s3.path_style is None:
         s3.path_style = s3.endpoint is not None
     return resolved
 
 
-def _resolve_strategy(job: FineTuneJob) -> None:
-    strategy = job.spec.strategy
-    if strategy.type in (StrategyType.LORA, StrategyType.QLORA) and strategy.lora is None:
-        strategy.lora = LoraOptions()
-    if strategy.type is StrategyType.QLORA and strategy.quantization is None:
-        strategy.quantization = QuantizationOptions()
+def _resolve_strategy(spec: FineTuneJobSpec) -> None:
+    strategy = spec.strategy
+    for field, default in OPTIONS.get(strategy.type, {}).items():
+        if getattr(strategy, field) is None:
+            setattr(strategy, field, default())
+    unfreezing = strategy.unfreezing
+    if unfreezing is not None and unfreezing.stages is None and unfreezing.layers_per_stage is None:
+        unfreezing.layers_per_stage = 1
 
 
-def _resolve_hyperparameters(job: FineTuneJob) -> None:
-    spec, values = job.spec, job.spec.hyperparameters
+def _resolve_hyperparameters(spec: FineTuneJobSpec) -> None:
+    values = spec.hyperparameters
     if values.learning_rate is None:
         values.learning_rate = LEARNING_RATE[spec.strategy.type]
     if values.eval_batch_size is None:
         values.eval_batch_size = values.per_device_batch_size
     if values.packing is None:
-        values.packing = spec.task.type is TaskType.CAUSAL_LM
+        packable = spec.task.type is TaskType.CAUSAL_LM and spec.strategy.type not in PROMPTS
+        values.packing = packable and not spec.dataset.streaming
     if values.gradient_checkpointing is None:
-        values.gradient_checkpointing = spec.resources.gpus_per_node > 0
+        recomputable = spec.strategy.type is not StrategyType.PREFIX_TUNING
+        values.gradient_checkpointing = recomputable and spec.resources.gpus_per_node > 0
+    if spec.task.type not in LANGUAGE:
+        spec.evaluation.samples = 0

@@ -6,7 +6,8 @@ from enum import Enum
 
 from pydantic import Field
 
-from finetune_api.common import Message, cel, ruled
+from finetune_api.common import UNIQUE, Message, cel, ruled
+from finetune_api.selection import ModuleKind, NamedPart
 
 
 class Optimizer(str, Enum):
@@ -25,6 +26,13 @@ class Scheduler(str, Enum):
     COSINE_WITH_RESTARTS = "cosineWithRestarts"
     POLYNOMIAL = "polynomial"
     INVERSE_SQRT = "inverseSqrt"
+
+
+class LearningRateGroup(Message):
+    """A learning rate for a part of the model."""
+
+    select: NamedPart = Field(description="The part; of several groups that name a parameter the first one counts.")
+    learning_rate: float = Field(gt=0, le=10, description="Peak rate, in place of learningRate.")
 
 
 class Hyperparameters(Message):
@@ -60,10 +68,20 @@ class Hyperparameters(Message):
         None, ge=1, le=10_000_000, description="End after so many optimizer steps at the latest."
     )
     learning_rate: float | None = Field(
-        None, gt=0, le=10, description="Peak learning rate; absent: 2e-5 for Full, 2e-4 for LoRA and QLoRA."
+        None, gt=0, le=10, description="Peak learning rate; absent: what suits the strategy, see `finetune plan`."
+    )
+    layer_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Each block learns with the rate of the one after it times this, biases and norms included; the "
+        "head with the whole rate, the embedding with the lowest. 0.9 is usual for encoders.",
+    )
+    learning_rate_groups: list[LearningRateGroup] | None = Field(
+        None, min_length=1, max_length=16, description="Other peak rates for parts of the model, before layerDecay."
     )
     per_device_batch_size: int = Field(
-        4, ge=1, le=4096, description="Rows (packs, with packing) per device and micro-step."
+        4, ge=1, le=4096, description="Rows (packs, with packing; images) per device and micro-step."
     )
     eval_batch_size: int | None = Field(None, ge=1, le=4096, description="Absent: perDeviceBatchSize.")
     gradient_accumulation_steps: int = Field(1, ge=1, le=65536, description="Micro-steps per optimizer step.")
@@ -71,7 +89,8 @@ class Hyperparameters(Message):
         2048,
         ge=8,
         le=1_048_576,
-        description="Tokens per row (per pack). Longer conversations are cut at the end, longer texts are split.",
+        description="Tokens per row (per pack). Longer conversations and labelled texts are cut at the end, longer "
+        "texts of CausalLM are split.",
     )
     packing: bool | None = Field(
         None,
@@ -90,6 +109,9 @@ class Hyperparameters(Message):
         None, ge=0, le=10_000_000, description="Warm-up as a number of steps, in place of warmupRatio."
     )
     weight_decay: float = Field(0.0, ge=0, le=10, description="Decoupled weight decay; biases and norms are exempt.")
+    no_weight_decay: list[ModuleKind] = Field(
+        [], max_length=5, description="Kinds of modules that are exempt too.", json_schema_extra=UNIQUE
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the mean of the gradients.")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: decay of the mean of their squares.")
     epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW: added to the denominator.")

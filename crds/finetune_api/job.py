@@ -8,16 +8,16 @@ members of a union (a defaulted member would break the rule that names it), valu
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.common import UNIQUE, Message, cel, immutable, not_yet, only, ruled, rules
+from finetune_api.common import Message, cel, immutable, not_yet, ruled, rules
+from finetune_api.evaluation import EarlyStopping, EvaluationSpec, Metric
 from finetune_api.hyperparameters import Hyperparameters
 from finetune_api.names import NAME, NAME_MAX_LENGTH
+from finetune_api.pairs import RULES
 from finetune_api.run import Distributed, PodTemplate, Resources, RunPolicy, Scheduling, StorageSpec, Tracking
 from finetune_api.sources import (
-    OUTPUT_URI,
     AdapterSource,
     Attention,
     DatasetFormat,
@@ -29,6 +29,8 @@ from finetune_api.sources import (
 )
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.strategy import LoraOptions, QuantizationOptions, QuantizationType, StrategySpec, StrategyType
+from finetune_api.task import TaskSpec, TaskType
+from finetune_api.uris import OUTPUT_URI
 
 __all__ = [
     "AdapterSource",
@@ -54,61 +56,8 @@ __all__ = [
     "TaskSpec",
     "TaskType",
     "ValidationData",
+    "Weights",
 ]
-
-
-class TaskType(str, Enum):
-    INSTRUCTION = "Instruction"
-    CAUSAL_LM = "CausalLM"
-    SEQUENCE_CLASSIFICATION = "SequenceClassification"
-    REGRESSION = "Regression"
-    IMAGE_CLASSIFICATION = "ImageClassification"
-    REWARD_MODELING = "RewardModeling"
-    PREFERENCE_OPTIMIZATION = "PreferenceOptimization"
-    POLICY_OPTIMIZATION = "PolicyOptimization"
-    EVALUATION = "Evaluation"
-
-
-class TaskSpec(Message):
-    """What is learned."""
-
-    type: Annotated[TaskType, Field(json_schema_extra=only(["Instruction", "CausalLM"], "task type"))] = Field(
-        description="Instruction: answers to instructions and conversations, with the loss on the assistant's words "
-        "only. CausalLM: the next token of plain text."
-    )
-
-
-class Metric(str, Enum):
-    PERPLEXITY = "perplexity"
-    ROUGE = "rouge"
-    BLEU = "bleu"
-
-
-class EarlyStopping(Message):
-    """Stop when a metric no longer gets better."""
-
-    metric: str = Field("eval_loss", max_length=64, description="Name of the metric.")
-    patience: int = Field(3, ge=1, le=1000, description="Evaluations without improvement before the run stops.")
-
-
-class EvaluationSpec(Message):
-    """Evaluation on dataset.validation."""
-
-    every_steps: int | None = Field(
-        None, ge=1, le=10_000_000, description="Evaluate every so many steps; absent: only before and after training."
-    )
-    metrics: list[Annotated[Metric, Field(json_schema_extra=only(["perplexity"], "metric"))]] = Field(
-        [Metric.PERPLEXITY],
-        max_length=16,
-        description="What is measured on the held-out rows, before and after training.",
-        json_schema_extra=UNIQUE,
-    )
-    samples: int = Field(3, ge=0, le=32, description="Held-out prompts that are answered before and after training.")
-    early_stopping: EarlyStopping | None = Field(
-        None,
-        description="Stop when a metric no longer gets better.",
-        json_schema_extra=not_yet("evaluation.earlyStopping", "set hyperparameters.maxSteps"),
-    )
 
 
 class CheckpointSpec(Message):
@@ -123,6 +72,11 @@ class CheckpointSpec(Message):
     )
 
 
+class Weights(str, Enum):
+    BEST = "Best"
+    LAST = "Last"
+
+
 class OutputSpec(Message):
     """Where the result goes."""
 
@@ -133,7 +87,13 @@ class OutputSpec(Message):
     )
     merge: bool = Field(
         False,
-        description="LoRA and QLoRA: deliver a whole model too, the adapter merged into the base in full precision.",
+        description="LoRA, QLoRA and IA3: deliver a whole model too, the adapter merged into the base in full "
+        "precision.",
+    )
+    weights: Weights | None = Field(
+        None,
+        description="Best: those of the step with the best evaluation (evaluation.earlyStopping.metric, or eval_loss). "
+        "Last: those of the last step. Absent: Best where evaluation.everySteps is set.",
     )
 
 
@@ -170,42 +130,7 @@ class FineTuneJobSpec(Message):
             "the job and create it anew",
             at=".runPolicy.terminationGracePeriodSeconds",
         ),
-        cel(
-            "!self.output.merge || self.strategy.type in ['LoRA', 'QLoRA']",
-            "output.merge belongs to the strategies LoRA and QLoRA: Full delivers a whole model anyway; remove it",
-            at=".output.merge",
-        ),
-        cel(
-            "self.task.type != 'CausalLM' || self.dataset.format in ['auto', 'text']",
-            "task CausalLM learns from plain text; set dataset.format to text, or task.type to Instruction",
-            at=".dataset.format",
-        ),
-        cel(
-            "self.task.type != 'Instruction' || self.dataset.format != 'text'",
-            "task Instruction needs instructions and answers; set task.type to CausalLM for plain text",
-            at=".dataset.format",
-        ),
-        cel(
-            "!has(self.evaluation.everySteps) || has(self.dataset.validation)",
-            "evaluation.everySteps needs held-out rows; set dataset.validation",
-            at=".evaluation.everySteps",
-        ),
-        cel(
-            "self.model.dtype != 'float16' || self.resources.gpusPerNode > 0",
-            "float16 needs a GPU; set model.dtype to auto (float32 on a CPU) or bfloat16, or resources.gpusPerNode",
-            at=".model.dtype",
-        ),
-        cel(
-            "self.model.attention != 'flash_attention_2' || "
-            "(self.resources.gpusPerNode > 0 && self.model.dtype != 'float32')",
-            "flash_attention_2 needs a GPU and bfloat16 or float16; set model.attention to auto",
-            at=".model.attention",
-        ),
-        cel(
-            "self.hyperparameters.optimizer != 'pagedAdamw8bit' || self.resources.gpusPerNode > 0",
-            "pagedAdamw8bit pages GPU memory and needs a GPU; set optimizer to adamw8bit (works on CPUs) or adamw",
-            at=".hyperparameters.optimizer",
-        ),
+        *RULES,
     )
 
     task: TaskSpec = Field(description="What is learned.")

@@ -7,22 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from finetune_api.common import Message, cel, form, not_yet, only, ruled, rules
-from finetune_api.names import NAME
-
-CLAIM = "pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
-MODEL_URI = form(
-    f"^(s3://[^/]+/.+|hf://[^/]+/[^/]+|{CLAIM}(/.*)?|file:///.+|job://{NAME})$",
-    "must be s3://bucket/prefix, pvc://claim/path or file:///path",
-)
-DATA_URI = form(
-    f"^(s3://[^/]+(/.*)?|{CLAIM}(/.*)?|file:///.+)$",
-    "must be s3://bucket/prefix, pvc://claim/path or file:///path; a file, a glob or a prefix",
-)
-OUTPUT_URI = form(
-    f"^(s3://[^/]+/.+|{CLAIM}/.+|file:///.+)$",
-    "must be a prefix of its own: s3://bucket/prefix, pvc://claim/path or file:///path",
-)
+from finetune_api.common import Message, cel, not_yet, only, ruled, rules
+from finetune_api.uris import DATA_URI, MODEL_URI
 
 
 class AdapterSource(Message):
@@ -52,13 +38,13 @@ class ModelSpec(Message):
 
     uri: str = Field(
         max_length=1024,
-        description="Folder with config.json, *.safetensors and the tokenizer: s3://bucket/prefix, pvc://claim/path or "
-        "file:///path.",
+        description="Folder with config.json, *.safetensors and the tokenizer or image processor: s3://bucket/prefix, "
+        "pvc://claim/path or file:///path; or job://name, the model that another job in this namespace delivers.",
         json_schema_extra=rules(
             MODEL_URI,
             cel(
-                "!self.startsWith('hf://') && !self.startsWith('job://')",
-                "hf:// and job:// models are not supported yet; copy the model to s3:// or pvc:// and name that",
+                "!self.startsWith('hf://')",
+                "hf:// models are not supported yet; copy the model to s3:// or pvc:// and name that",
             ),
         ),
     )
@@ -88,6 +74,13 @@ class DatasetFormat(str, Enum):
     IMAGE_FOLDER = "image-folder"
 
 
+FIELDS = (
+    *("text", "textPair", "label", "image", "messages", "conversations", "tools", "system"),
+    *("instruction", "input", "output", "prompt", "completion"),
+)
+"""Names of the fields that the formats read."""
+
+
 class InvalidRowPolicy(str, Enum):
     FAIL = "Fail"
     DROP = "Drop"
@@ -109,18 +102,50 @@ class ValidationData(Message):
 class DatasetSpec(Message):
     """The data."""
 
+    model_config = ruled(
+        cel(
+            "!self.streaming || !has(self.validation) || !has(self.validation.fraction)",
+            "a stream cannot be split; set validation.uri instead of validation.fraction, or streaming to false",
+            at=".validation.fraction",
+        ),
+        cel(
+            "!self.streaming || self.format != 'image-folder'",
+            "image folders are not streamed; set streaming to false, or put the images into parquet",
+            at=".streaming",
+        ),
+    )
+
     uri: str = Field(
         max_length=1024,
         description="File, glob or prefix, such as s3://datasets/sharegpt/*.jsonl; jsonl, json, csv, parquet or txt, "
-        "plain or compressed (.gz, .zst).",
+        "plain or compressed (.gz, .zst); for images a prefix with one folder for each class, or parquet.",
         json_schema_extra=rules(DATA_URI),
     )
     format: Annotated[
         DatasetFormat,
         Field(
-            json_schema_extra=only(["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"], "format")
+            json_schema_extra=only(
+                [
+                    *("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"),
+                    *("labeled", "image-folder"),
+                ],
+                "format",
+            )
         ),
     ] = Field(DatasetFormat.AUTO, description="Shape of a row. auto: found out from the first rows.")
+    columns: dict[str, Annotated[str, Field(min_length=1, max_length=128)]] = Field(
+        {},
+        max_length=16,
+        description="Names of the format's fields -> names in the data: {text: review, label: stars}. Fields: text, "
+        "textPair, label and image (labeled), text (text), messages, conversations, tools, system, instruction, input, "
+        "output, prompt, completion.",
+        json_schema_extra=rules(
+            cel(
+                f"self.all(name, name in [{', '.join(map(repr, FIELDS))}])",
+                f"keys must be fields of a format: {', '.join(FIELDS)}; values are the names in the data",
+            )
+        ),
+    )
     validation: ValidationData | None = Field(
         None, description="Rows that are not trained on; without them there is no evaluation."
     )
@@ -136,6 +161,5 @@ class DatasetSpec(Message):
     )
     streaming: bool = Field(
         False,
-        description="Read while training, with nothing on disk.",
-        json_schema_extra=rules(cel("!self", "dataset.streaming is not supported yet; leave it false")),
+        description="Read while training, with nothing on disk, in an order shuffled by windows; needs maxSteps.",
     )

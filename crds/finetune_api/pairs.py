@@ -1,0 +1,206 @@
+"""Settings that make no sense together: CEL rules over the whole spec, each with the reason and the way out.
+
+What only the model's architecture tells (no norms in it, no linear layers) is the trainer's to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import Enum
+
+from finetune_api.common import cel
+from finetune_api.evaluation import METRICS
+from finetune_api.strategy import ADAPTERS, StrategyType
+from finetune_api.task import CLASSIFICATION, LANGUAGE, SUPERVISED, TaskType
+
+PROMPTS = (StrategyType.PROMPT_TUNING, StrategyType.PREFIX_TUNING)
+"""Strategies that put virtual tokens before the text."""
+WITHOUT_LAYERS = PROMPTS
+"""Strategies whose parameters lie in no layer of the model."""
+
+
+def _in(field: str, values: Iterable[Enum]) -> str:
+    return f"{field} in [{', '.join(repr(value.value) for value in values)}]"
+
+
+def _strategy_and_task() -> Iterator[dict[str, str]]:
+    yield cel(
+        f"!({_in('self.strategy.type', PROMPTS)}) || self.task.type != 'ImageClassification'",
+        "PromptTuning and PrefixTuning put virtual tokens before a text, and an image has none; use LoRA, Adapter, "
+        "LayerNorm or Partial",
+        at=".strategy.type",
+    )
+    yield cel(
+        f"self.strategy.type != 'Additive' || !has(self.strategy.additive) || self.strategy.additive.blocks > 0 || "
+        f"self.strategy.additive.head || !({_in('self.task.type', LANGUAGE)})",
+        "additive.blocks 0 trains a new head alone, and a language model has its head already; set blocks to at least "
+        "1, or additive.head",
+        at=".strategy.additive.blocks",
+    )
+    yield cel(
+        f"!self.output.merge || {_in('self.strategy.type', ADAPTERS)}",
+        "output.merge belongs to the strategies LoRA, QLoRA and IA3: no other adapter can be merged, and whole models "
+        "are delivered anyway; remove it",
+        at=".output.merge",
+    )
+
+
+def _strategy_and_training() -> Iterator[dict[str, str]]:
+    hyper = "self.hyperparameters"
+    yield cel(
+        f"self.strategy.type != 'PrefixTuning' || !has({hyper}.gradientCheckpointing) || "
+        f"!{hyper}.gradientCheckpointing",
+        "PrefixTuning gives every block keys and values that recomputation would lose; set gradientCheckpointing to "
+        "false",
+        at=".hyperparameters.gradientCheckpointing",
+    )
+    yield cel(
+        f"!({_in('self.strategy.type', PROMPTS)}) || !has({hyper}.packing) || !{hyper}.packing",
+        "packing puts several rows into one, and only the first would see the virtual tokens of PromptTuning and "
+        "PrefixTuning; set packing to false",
+        at=".hyperparameters.packing",
+    )
+    for field in ("layerDecay", "learningRateGroups"):
+        yield cel(
+            f"!has({hyper}.{field}) || !({_in('self.strategy.type', WITHOUT_LAYERS)})",
+            f"{field} gives rates to parts of the model, and the virtual tokens of PromptTuning and PrefixTuning lie "
+            "in none; set learningRate",
+            at=f".hyperparameters.{field}",
+        )
+
+
+def _task_and_data() -> Iterator[dict[str, str]]:
+    yield cel(
+        "self.task.type != 'CausalLM' || self.dataset.format in ['auto', 'text']",
+        "task CausalLM learns from plain text; set dataset.format to text, or task.type to Instruction",
+        at=".dataset.format",
+    )
+    yield cel(
+        "self.task.type != 'Instruction' || !(self.dataset.format in ['text', 'labeled', 'image-folder'])",
+        "task Instruction needs instructions and answers; set task.type to CausalLM for plain text, to "
+        "SequenceClassification or Regression for labelled text, to ImageClassification for images",
+        at=".dataset.format",
+    )
+    yield cel(
+        "!(self.task.type in ['SequenceClassification', 'Regression']) || self.dataset.format in ['auto', 'labeled']",
+        "tasks SequenceClassification and Regression learn from labelled text; set dataset.format to labeled",
+        at=".dataset.format",
+    )
+    yield cel(
+        "self.task.type != 'ImageClassification' || self.dataset.format in ['auto', 'labeled', 'image-folder']",
+        "task ImageClassification learns from images; set dataset.format to image-folder, or to labeled for parquet "
+        "with the columns image and label",
+        at=".dataset.format",
+    )
+    yield cel(
+        "!self.dataset.streaming || has(self.hyperparameters.maxSteps)",
+        "the length of a stream is not known beforehand; set hyperparameters.maxSteps",
+        at=".hyperparameters.maxSteps",
+    )
+    yield cel(
+        "!self.dataset.streaming || !has(self.hyperparameters.packing) || !self.hyperparameters.packing",
+        "a stream is not packed; set packing or dataset.streaming to false",
+        at=".hyperparameters.packing",
+    )
+    yield cel(
+        f"!self.dataset.streaming || has(self.task.labels) || !({_in('self.task.type', CLASSIFICATION)})",
+        "the classes of a stream are not known beforehand; set task.labels",
+        at=".task.labels",
+    )
+
+
+def _task_and_training() -> Iterator[dict[str, str]]:
+    hyper = "self.hyperparameters"
+    yield cel(
+        f"{_in('self.task.type', LANGUAGE)} || !has({hyper}.packing) || !{hyper}.packing",
+        "packing belongs to the tasks Instruction and CausalLM: a classifier answers once for each row; set it to "
+        "false",
+        at=".hyperparameters.packing",
+    )
+    yield cel(
+        f"self.task.type != 'Regression' && !self.task.multiLabel || {hyper}.labelSmoothing == 0.0",
+        "labelSmoothing spreads the probability of one class over all, and neither numbers nor several labels have "
+        "one; remove it",
+        at=".hyperparameters.labelSmoothing",
+    )
+    yield cel(
+        f"!has({hyper}.neftuneAlpha) || self.task.type != 'ImageClassification'",
+        "neftuneAlpha is noise on the embeddings of words, and images have none; remove it",
+        at=".hyperparameters.neftuneAlpha",
+    )
+
+
+def _evaluation() -> Iterator[dict[str, str]]:
+    yield cel(
+        "!has(self.evaluation.everySteps) || has(self.dataset.validation)",
+        "evaluation.everySteps needs held-out rows; set dataset.validation",
+        at=".evaluation.everySteps",
+    )
+    yield cel(
+        "!has(self.output.weights) || self.output.weights != 'Best' || has(self.evaluation.everySteps)",
+        "without evaluations while training no step is known to be the best; set evaluation.everySteps, or "
+        "output.weights to Last",
+        at=".output.weights",
+    )
+    for group in (LANGUAGE, CLASSIFICATION, (TaskType.REGRESSION,)):
+        yield from _metrics_of(group)
+
+
+def _metrics_of(tasks: tuple[TaskType, ...]) -> Iterator[dict[str, str]]:
+    metrics = [metric.value for metric in METRICS[tasks[0]]]
+    names = " and ".join(task.value for task in tasks)
+    yield cel(
+        f"!({_in('self.task.type', tasks)}) || !has(self.evaluation.metrics) || "
+        f"self.evaluation.metrics.all(metric, metric in [{', '.join(map(repr, metrics))}])",
+        f"{names} can be measured by {', '.join(metrics)}; remove the others",
+        at=".evaluation.metrics",
+    )
+    watched = ", ".join(repr(f"eval_{metric}") for metric in metrics)
+    yield cel(
+        f"!({_in('self.task.type', tasks)}) || !has(self.evaluation.earlyStopping) || "
+        f"self.evaluation.earlyStopping.metric in ['eval_loss', {watched}]",
+        f"{names} can be stopped by eval_loss, {', '.join(f'eval_{metric}' for metric in metrics)}",
+        at=".evaluation.earlyStopping.metric",
+    )
+
+
+def _hardware() -> Iterator[dict[str, str]]:
+    yield cel(
+        "self.model.dtype != 'float16' || self.resources.gpusPerNode > 0",
+        "float16 needs a GPU; set model.dtype to auto (float32 on a CPU) or bfloat16, or resources.gpusPerNode",
+        at=".model.dtype",
+    )
+    yield cel(
+        "self.model.attention != 'flash_attention_2' || "
+        "(self.resources.gpusPerNode > 0 && self.model.dtype != 'float32')",
+        "flash_attention_2 needs a GPU and bfloat16 or float16; set model.attention to auto",
+        at=".model.attention",
+    )
+    yield cel(
+        "self.hyperparameters.optimizer != 'pagedAdamw8bit' || self.resources.gpusPerNode > 0",
+        "pagedAdamw8bit pages GPU memory and needs a GPU; set optimizer to adamw8bit (works on CPUs) or adamw",
+        at=".hyperparameters.optimizer",
+    )
+
+
+RULES = tuple(
+    rule
+    for family in (
+        _strategy_and_task,
+        _strategy_and_training,
+        _task_and_data,
+        _task_and_training,
+        _evaluation,
+        _hardware,
+    )
+    for rule in family()
+)
+"""All of them, in the order in which they are told."""
+
+ALLOWED = tuple(
+    (strategy, task)
+    for strategy in StrategyType
+    for task in SUPERVISED
+    if not (strategy in PROMPTS and task is TaskType.IMAGE_CLASSIFICATION)
+)
+"""Every pair of strategy and task that works; the others are refused by the rules above."""
