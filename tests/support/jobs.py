@@ -11,13 +11,14 @@ from typing import Any
 from finetune_api.contract import Result
 from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
+from finetune_api.strategy import OWNERS
 from finetune_trainer import train
 from finetune_trainer.checkpoints import Checkpoints, Manifest
-from finetune_trainer.inputs import fetch_model
 from finetune_trainer.preemption import StopFlag
 from finetune_trainer.progress import Reporter
+from finetune_trainer.result import Output
 from finetune_trainer.runtime import Context
-from finetune_trainer.session import Session, open_session
+from finetune_trainer.session import Session, Start
 from finetune_trainer.storage import Store
 from tests.support.models import greetings, save_tiny_llama
 
@@ -32,8 +33,8 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 def a_job(root: Path, strategy: str = "LoRA", task: str = "Instruction", **spec: Any) -> FineTuneJob:
     """A small job whose model, data and output lie under root.
 
-    `spec` adds to the spec's parts, in the names of the YAML (`lora` and `quantization` to strategy); None takes a
-    field away. The model is written when it is not there yet.
+    `spec` adds to the spec's parts, in the names of the YAML (options such as `lora` to strategy); None takes a field
+    away. The model is written when it is not there yet.
     """
     model = root / "model"
     if not model.exists():
@@ -60,7 +61,7 @@ def a_job(root: Path, strategy: str = "LoRA", task: str = "Instruction", **spec:
         "checkpoint": {"everySteps": 4},
         "output": {"uri": f"file://{root / 'out'}"},
     }
-    wire["strategy"] |= {name: spec.pop(name) for name in ("lora", "quantization") if name in spec}
+    wire["strategy"] |= {name: spec.pop(name) for name in OWNERS if name in spec}
     for part, fields in spec.items():
         wire[part] = {name: value for name, value in (wire.get(part, {}) | fields).items() if value is not None}
     return resolve(FineTuneJob.from_wire({"metadata": {"name": "tiny", "uid": "uid-1"}, "spec": wire}))
@@ -89,8 +90,9 @@ def a_context(job: FineTuneJob, scratch: Path, attempt: int = 1) -> Context:
 def a_session(job: FineTuneJob, scratch: Path) -> Session:
     """Everything up to the first step, with real checkpoints in the job's output."""
     context, store = a_context(job, scratch), Store.connect({})
-    base = fetch_model(context, store)
-    session = open_session(context, store, base)
+    start = Start.of(context, store, Output(store, job))
+    base = start.fetch()
+    session = start.open(base)
     identity = Manifest(step=0, job="tiny", uid="uid-1", attempt=1, world_size=1, base_digest=base.digest)
     root = f"{job.spec.output.uri}/checkpoints"
     session.trainer.checkpoints = Checkpoints(store, root, identity, keep=lambda: 3, on_commit=lambda ref: None)

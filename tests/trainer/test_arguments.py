@@ -39,8 +39,8 @@ FIELDS = {
     "data_workers": ({"dataWorkers": 1}, {"dataloader_num_workers": 1}),
     "torch_compile": ({"torchCompile": True}, {"torch_compile": True}),
 }
-ELSEWHERE = {"max_length", "packing", "dropout"}
-"""Not the trainer's but the data's and the model's; tested below and in tests/data."""
+ELSEWHERE = {"max_length", "packing", "dropout", "layer_decay", "learning_rate_groups", "no_weight_decay"}
+"""Not the trainer's but the data's, the model's and the parameters'; tested below, in tests/data and with the optimizer."""
 
 
 def test_no_hyper_parameter_is_forgotten_here():

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune_trainer.errors import DivergedError
+from finetune_trainer.session import Start
 from tests.support.jobs import a_context, a_job, a_session, run
 from tests.support.models import changed, save_tiny_llama, state_of
 
@@ -40,16 +41,14 @@ def explode_at(trainer, steps: list[int]) -> None:
 @pytest.mark.parametrize(("steps", "survives"), [([3], True), ([3, 3], False), ([2], False)])
 def test_the_second_time_from_the_same_checkpoint_is_the_last(tmp_path, monkeypatch, steps, survives):
     # A checkpoint after every second step: what happens in step 2 has nothing to go back to.
-    import finetune_trainer.train as train_module
+    opened = Start.open
 
-    opened = train_module.open_session
-
-    def open_session(*args):
+    def exploding(*args):
         session = opened(*args)
         explode_at(session.trainer, steps)
         return session
 
-    monkeypatch.setattr(train_module, "open_session", open_session)
+    monkeypatch.setattr(Start, "open", exploding)
     job = a_job(tmp_path, checkpoint={"everySteps": 2})
     context = a_context(job, tmp_path / "scratch")
     if survives:

@@ -126,7 +126,7 @@ def test_a_stop_within_an_evaluation_saves_the_step_before_it(tmp_path):
     import finetune_trainer.session as session_module
 
     original = session_module.ProgressCallback
-    session_module.ProgressCallback = lambda reporter: StopInEvaluation()
+    session_module.ProgressCallback = lambda reporter, metrics: StopInEvaluation()
     try:
         with pytest.raises(StoppedError, match="after step 2"):
             run(job, context.scratch, 1, context)

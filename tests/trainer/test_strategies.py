@@ -43,7 +43,9 @@ def test_exactly_the_declared_parameters_move(tmp_path, case, task):
 def test_what_learns_is_float32_also_after_the_trainer_was_built(tmp_path, strategy):
     save_tiny_llama(tmp_path / "model", torch.bfloat16)
     session = a_session(a_job(tmp_path, strategy, model={"dtype": "bfloat16"}), tmp_path / "scratch")
-    assert {parameter.dtype for parameter in trainable_state(session.trainer.model).values()} == {torch.float32}
+    assert {
+        parameter.dtype for parameter in trainable_state(session.trainer.model, session.trainer.learning).values()
+    } == {torch.float32}
 
 
 def test_an_untrained_adapter_is_the_base(tmp_path):

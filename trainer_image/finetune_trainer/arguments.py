@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trl import SFTConfig
 
 from finetune_api.hyperparameters import Hyperparameters, Optimizer, Scheduler
 from finetune_api.job import FineTuneJobSpec
-from finetune_trainer.data.packing import sft_arguments
-from finetune_trainer.data.preparation import Prepared
+from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.errors import UsageError
 from finetune_trainer.hardware import Compute, Hardware
 
@@ -36,8 +34,8 @@ ADAM_ONLY = ("beta1", "beta2", "epsilon")
 """What only Adam and its kin have; taken and then ignored it would mislead."""
 
 
-def training_arguments(spec: FineTuneJobSpec, prepared: Prepared, compute: Compute, scratch: Path) -> SFTConfig:
-    """All settings of the trainer.
+def common_arguments(spec: FineTuneJobSpec, prepared: Prepared, compute: Compute, scratch: Path) -> dict[str, Any]:
+    """The settings of every task's trainer, as keyword arguments of TrainingArguments.
 
     Args:
         spec: a resolved job's spec.
@@ -50,7 +48,7 @@ def training_arguments(spec: FineTuneJobSpec, prepared: Prepared, compute: Compu
     values = spec.hyperparameters
     refuse_what_cannot_work(values, compute.hardware)
     every = spec.evaluation.every_steps
-    return SFTConfig(
+    return dict(
         output_dir=str(scratch / "checkpoints"),
         **_duration(values, len(prepared.train)),
         **_optimization(values),
@@ -62,7 +60,6 @@ def training_arguments(spec: FineTuneJobSpec, prepared: Prepared, compute: Compu
         logging_steps=values.logging_steps,
         # A NaN must be seen, not replaced by the average of what was before it.
         logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
         save_strategy="steps",
         save_steps=spec.checkpoint.every_steps,
         # Retention is that of the checkpoints in the bucket: the trainer would rotate before they are uploaded.
@@ -72,8 +69,6 @@ def training_arguments(spec: FineTuneJobSpec, prepared: Prepared, compute: Compu
         data_seed=values.seed,
         full_determinism=values.deterministic,
         dataloader_num_workers=values.data_workers,
-        # maxLength and packing have done their work: rows come tokenised, masked, cut and packed.
-        **sft_arguments(prepared.packed, compute.attention),
         report_to="none",
         push_to_hub=False,
         disable_tqdm=True,

@@ -9,7 +9,6 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from finetune_api.contract import Stage
-from finetune_trainer.evaluation.held_out import METRICS
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 class ProgressCallback(TrainerCallback):
     """Tells the reporter how far the training is."""
 
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
+    def __init__(self, reporter: Reporter, metrics: tuple[str, ...]) -> None:
+        self._reporter, self._metrics = reporter, metrics
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._reporter.stage(Stage.TRAINING)
@@ -62,7 +61,8 @@ class ProgressCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        self._reporter.update(metrics={name: value for name, value in (metrics or {}).items() if name in METRICS})
+        known = {name: value for name, value in (metrics or {}).items() if name in self._metrics}
+        self._reporter.update(metrics=known)
 
 
 class StopCallback(TrainerCallback):

@@ -6,56 +6,38 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_trainer import verification
-from finetune_trainer.hardware import Compute
-from finetune_trainer.model import load_weights
+from finetune_trainer.model import Source
 from finetune_trainer.storage import Store
-from finetune_trainer.strategies.full import save_model
+from finetune_trainer.strategies.base import AdapterStrategy, save_model
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
-    from finetune_trainer.strategies import Strategy
-
-PROBE_ROWS = 2
-PROBE_TOKENS = 64
-"""Enough to tell a wrong weight, little enough to be free."""
+    from finetune_trainer.session import Session
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """Delivers a trained model to the output's folder.
+    """Delivers the trained model of a session to the output's folder.
 
     Args:
-        base: folder of the base model; config its configuration as it was read.
-        probe: token ids, (rows, tokens), on which the delivered must answer as the trained.
         stop: called between the steps of an export; raises when the pod must go.
     """
 
     store: Store
     spec: FineTuneJobSpec
-    strategy: Strategy
-    tokenizer: PreTrainedTokenizerBase
-    base: Path
-    config: PretrainedConfig
-    compute: Compute
-    probe: torch.Tensor
+    session: Session
     scratch: Path
     stop: Callable[[], None]
 
-    @property
-    def uri(self) -> str:
-        """Where the adapter or model lies."""
-        return f"{self.spec.output.uri.rstrip('/')}/{self.strategy.output_kind}"
-
-    def deliver(self, model: PreTrainedModel, card: Callable[[str], str]) -> None:
-        """Deliver the adapter or model, and with output.merge the merged model; `model` is used up.
+    def deliver(self, card: Callable[[str], str]) -> None:
+        """Deliver the adapter or model, and with output.merge the merged model; the session's model is used up.
 
         Args:
             card: gives the model card, in Markdown, for `adapter` or `model`.
@@ -63,55 +45,58 @@ class Exporter:
         Raises:
             TrainerError: what can be read back is not what was trained.
         """
-        kind = self.strategy.output_kind
+        strategy, model = self.session.strategy, self.session.trainer.model
+        kind = strategy.output_kind
         folder = self._fresh(kind)
-        self.strategy.export(model, folder, self.spec.model.uri, self.stored)
+        strategy.export(model, folder, self.spec.model.uri, self.stored)
         self._write_beside(folder, model, card(kind))
         delivered = self._round_trip(folder, kind)
-        if kind == "model":
-            self._verify_model(model, delivered)
+        probe = self.session.task.probe(model)
+        if not isinstance(strategy, AdapterStrategy):
+            self._verify_model(model, delivered, probe)
             return
-        verification.adapter(cast("PeftModel", model), delivered, self.probe, self.compute.dtype)
+        verification.adapter(strategy, model, delivered, probe, self.session.compute.dtype)
         if self.spec.output.merge:
             self.stop()
-            self._deliver_merged(delivered, card("model"))
+            self._deliver_merged(strategy, delivered, {name: tensor.cpu() for name, tensor in probe.items()}, card)
 
     @property
     def stored(self) -> torch.dtype:
         """The precision in which the base lies in its folder."""
-        return self.config.dtype or torch.float32
+        return self.session.config.dtype or torch.float32
 
     @property
     def _lowest_precision(self) -> torch.dtype:
-        return max(self.stored, self.compute.dtype, key=verification.TOLERANCE.__getitem__)
+        return max(self.stored, self.session.compute.dtype, key=verification.TOLERANCE.__getitem__)
 
-    def _verify_model(self, model: PreTrainedModel, delivered: Path) -> None:
-        verification.differs_from(self.base, delivered)
-        expected = verification.logits(model, self.probe)
-        again = load_weights(
-            delivered, self.spec.model, self.config, dtype=self.stored, attention=self.compute.attention
-        )
-        found = verification.logits(again.to(model.device), self.probe)
-        verification.same(expected, found, self._lowest_precision, self.uri)
-
-    def _deliver_merged(self, adapter: Path, card: str) -> None:
-        """Merge into the base in float32, as it was before any quantisation: a 4-bit base would lose the update."""
-        from peft import PeftModel
-
+    def _verify_model(self, model: PreTrainedModel, delivered: Path, probe: verification.Probe) -> None:
+        verification.differs_from(self.session.base.folder, delivered)
+        expected = verification.logits(model, probe)
+        again = self._load(delivered, self.stored, self.session.compute.attention, model.config).to(model.device)
         uri = f"{self.spec.output.uri.rstrip('/')}/model"
-        base = load_weights(self.base, self.spec.model, self.config, dtype=torch.float32, attention="sdpa")
-        adapted = PeftModel.from_pretrained(base, str(adapter))
-        expected = verification.logits(adapted, self.probe.cpu())
-        merged = adapted.merge_and_unload()
-        verification.same(expected, verification.logits(merged, self.probe.cpu()), torch.float32, uri)
+        verification.same(expected, verification.logits(again, probe), self._lowest_precision, uri)
+
+    def _deliver_merged(
+        self, strategy: AdapterStrategy, adapter: Path, probe: verification.Probe, card: Callable[[str], str]
+    ) -> None:
+        """Merge into the base in float32, as it was before any quantisation: a 4-bit base would lose the update."""
+        uri = f"{self.spec.output.uri.rstrip('/')}/model"
+        base = self._load(self.session.base.folder, torch.float32, "sdpa", self.session.config)
+        adapted = strategy.together(base, adapter)
+        expected = verification.logits(adapted, probe)
+        merged = strategy.merge(adapted)
+        verification.same(expected, verification.logits(merged, probe), torch.float32, uri)
         folder = self._fresh("model")
         save_model(merged, folder, self.stored)
-        self._write_beside(folder, merged, card)
-        expected = verification.logits(merged, self.probe.cpu())
+        self._write_beside(folder, merged, card("model"))
+        expected = verification.logits(merged, probe)
         delivered = self._round_trip(folder, "model")
-        verification.differs_from(self.base, delivered)
-        again = load_weights(delivered, self.spec.model, self.config, dtype=self.stored, attention="sdpa")
-        verification.same(expected, verification.logits(again, self.probe.cpu()), self.stored, uri)
+        verification.differs_from(self.session.base.folder, delivered)
+        again = self._load(delivered, self.stored, "sdpa", merged.config)
+        verification.same(expected, verification.logits(again, probe), self.stored, uri)
+
+    def _load(self, folder: Path, dtype: torch.dtype, attention: str, config: PretrainedConfig) -> PreTrainedModel:
+        return self.session.task.load(Source(folder, self.spec.model, config, dtype, attention)).model
 
     def _fresh(self, kind: str) -> Path:
         folder = self.scratch / "export" / kind
@@ -120,8 +105,9 @@ class Exporter:
         return folder
 
     def _write_beside(self, folder: Path, model: PreTrainedModel, card: str) -> None:
-        self.tokenizer.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
+        self.session.processor.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
         (folder / "README.md").write_text(card, "utf-8")
 
     def _round_trip(self, folder: Path, kind: str) -> Path:
@@ -135,10 +121,3 @@ class Exporter:
         shutil.rmtree(back, ignore_errors=True)
         self.store.download(uri + "/", back)
         return self.store.folder(uri + "/", back)
-
-
-def probe_of(rows: Any, device: torch.device) -> torch.Tensor:
-    """Token ids of the first rows of a dataset, (rows, tokens), cut to the same length."""
-    ids = [rows[i]["input_ids"][:PROBE_TOKENS] for i in range(min(PROBE_ROWS, len(rows)))]
-    width = min(map(len, ids))
-    return torch.tensor([row[:width] for row in ids], device=device)

@@ -23,8 +23,11 @@ class BaseFiles:
     digest: str
 
 
-def fetch_model(context: Context, store: Store) -> BaseFiles:
+def fetch_model(context: Context, store: Store, refuse: Callable[[set[str]], None]) -> BaseFiles:
     """Bring the model's files here; those of volumes and folders stay where they are.
+
+    Args:
+        refuse: raises UsageError when the names of the files show that something is missing.
 
     Raises:
         UsageError: there is no model that can be trained.
@@ -33,6 +36,7 @@ def fetch_model(context: Context, store: Store) -> BaseFiles:
     try:
         infos = {info.uri[len(uri) + 1 :]: info for info in store.list(uri + "/")}
         files = needed([ModelFile(name, info.size, info.etag) for name, info in infos.items() if "/" not in name], uri)
+        refuse({file.name for file in files})
         folder = context.scratch / "model"
         for file in files:
             store.download(infos[file.name].uri, folder, _reported(context, f"model {file.name}"))

@@ -7,12 +7,13 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from finetune_api.job import ModelSpec
+from finetune_api.job import FineTuneJobSpec, ModelSpec
 from finetune_trainer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,11 +51,6 @@ def needed(files: Iterable[ModelFile], uri: str) -> list[ModelFile]:
         )
     if not any(name.endswith(".safetensors") for name in names):
         _refuse_without_weights(names, uri)
-    if not names & TOKENIZER_FILES:
-        raise UsageError(
-            f"{FIELD}: {uri} has no tokenizer ({_some(names)})",
-            "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside config.json",
-        )
     return [file for file in found if not file.name.endswith(NOT_NEEDED) and not file.name.startswith("original/")]
 
 
@@ -69,6 +65,15 @@ def _refuse_without_weights(names: set[str], uri: str) -> None:
         f"{FIELD}: {uri} has no weights: no *.safetensors ({_some(names)})",
         "upload the weights beside config.json; perhaps an earlier upload was cut off",
     )
+
+
+def refuse_without_tokenizer(names: set[str], uri: str) -> None:
+    """Raise UsageError where no tokenizer lies beside the weights."""
+    if not names & TOKENIZER_FILES:
+        raise UsageError(
+            f"{FIELD}: {uri} has no tokenizer ({_some(names)})",
+            "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside config.json",
+        )
 
 
 def _some(names: set[str]) -> str:
@@ -86,13 +91,12 @@ def load_config(folder: Path, spec: ModelSpec) -> PretrainedConfig:
     """The model's configuration.
 
     Raises:
-        UsageError: it cannot be read, is no causal language model, or needs code that may not run.
+        UsageError: it cannot be read, or needs code that may not run.
     """
     from transformers import AutoConfig
 
     raw = _read_config(folder, spec.uri)
     _refuse_code(raw, spec)
-    _refuse_other_architectures(raw, spec)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
@@ -125,30 +129,32 @@ def _refuse_code(raw: dict[str, Any], spec: ModelSpec) -> None:
     )
 
 
-def _refuse_other_architectures(raw: dict[str, Any], spec: ModelSpec) -> None:
+def refuse_other_architectures(config: PretrainedConfig, spec: FineTuneJobSpec) -> None:
+    """Raise UsageError for a configuration that is not a causal language model's."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    architectures = raw.get("architectures") or []
+    architectures = config.architectures or []
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    own = "AutoModelForCausalLM" in (raw.get("auto_map") or {})
-    if raw.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not own:
-        architectures = architectures or [raw.get("model_type")]
+    own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not own:
+        architectures = architectures or [config.model_type]
     elif not architectures or own or known & set(architectures):
         return
     raise UsageError(
-        f"{FIELD}: {spec.uri} is {', '.join(map(str, architectures))}, not a causal language model, which "
-        "task Instruction and CausalLM need",
+        f"{FIELD}: {spec.model.uri} is {', '.join(map(str, architectures))}, not a causal language model, which "
+        f"task {spec.task.type.value} needs",
         "use a model with a ...ForCausalLM architecture",
     )
 
 
-def check_positions(config: PretrainedConfig, max_length: int) -> None:
-    """Raise UsageError when rows may be longer than what the model has positions for."""
+def check_positions(config: PretrainedConfig, max_length: int, reserved: int = 0) -> None:
+    """Raise UsageError when rows, with what is put before them, may be longer than what the model has positions for."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
+    if positions is not None and max_length + reserved > positions:
+        taken = f", of which {reserved} are taken by virtual tokens" if reserved else ""
         raise UsageError(
-            f"spec.hyperparameters.maxLength is {max_length}, but the model has only {positions} positions",
-            f"set maxLength to at most {positions}",
+            f"spec.hyperparameters.maxLength is {max_length}, but the model has only {positions} positions{taken}",
+            f"set maxLength to at most {positions - reserved}",
         )
 
 
@@ -197,55 +203,67 @@ def load_tokenizer(folder: Path, spec: ModelSpec, config: PretrainedConfig) -> P
     return tokenizer
 
 
-def load_weights(
-    folder: Path,
-    spec: ModelSpec,
-    config: PretrainedConfig,
-    *,
-    dtype: torch.dtype,
-    attention: str,
-    quantization: Any = None,
-) -> PreTrainedModel:
+@dataclass(frozen=True)
+class Source:
+    """Where a model lies, and how it is to be loaded.
+
+    Attributes:
+        config: the configuration that it shall have.
+        dtype: in which the weights are held (those that are not quantised).
+        attention: implementation by its name in transformers.
+        quantization: a BitsAndBytesConfig, or None.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    config: PretrainedConfig
+    dtype: torch.dtype
+    attention: str
+    quantization: Any = None
+
+
+class LoadedWeights(NamedTuple):
+    """A model, and the names of the tensors that the library had to make up since the folder does not have them."""
+
+    model: PreTrainedModel
+    missing: list[str]
+
+
+def load_weights(source: Source, loader: str) -> LoadedWeights:
     """The model with its weights, on the CPU (quantised on a GPU: there).
 
     Args:
-        dtype: in which the weights are held (those that are not quantised).
-        quantization: a BitsAndBytesConfig, or None.
+        loader: name of the class in transformers, such as AutoModelForCausalLM. Tensors whose shape the configuration
+            gives otherwise count as missing.
 
     Raises:
-        UsageError: the weights are broken, incomplete, or do not fit the configuration.
+        UsageError: the weights are broken, or do not fit the configuration.
     """
+    import transformers
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            quantization_config=quantization,
+        model, loaded = getattr(transformers, loader).from_pretrained(
+            source.folder,
+            config=source.config,
+            dtype=source.dtype,
+            attn_implementation=source.attention,
+            quantization_config=source.quantization,
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=spec.trust_remote_code,
+            trust_remote_code=source.spec.trust_remote_code,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except torch.OutOfMemoryError:
         raise
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"{FIELD}: the weights of {spec.uri} cannot be loaded: {error}",
+            f"{FIELD}: the weights of {source.spec.uri} cannot be loaded: {error}",
             "upload the model's folder again; perhaps a file is cut off, or config.json belongs to other weights",
         ) from error
-    # The library fills what is missing with random numbers and goes on.
-    missing = sorted(loaded["missing_keys"])
-    if missing:
-        raise UsageError(
-            f"{FIELD}: the weights of {spec.uri} lack {len(missing)} tensors that the architecture needs, such as "
-            f"{missing[0]}",
-            "upload all shards of the model; check that config.json belongs to them",
-        )
-    return model
+    mismatched = [name for name, *_ in loaded["mismatched_keys"]]
+    return LoadedWeights(model, sorted({*loaded["missing_keys"], *mismatched}))
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:

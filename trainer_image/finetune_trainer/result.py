@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
+from safetensors.torch import load, save
 
 from finetune_api.common import Message
 from finetune_api.contract import Result
 from finetune_api.job import FineTuneJob
 from finetune_trainer.errors import UsageError
+from finetune_trainer.evaluation import Measured
 from finetune_trainer.storage import MissingError, Store
+
+if TYPE_CHECKING:
+    import torch
+
+CHOICE_FILE = "report/choice.safetensors"
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "finetune-operator")
 
 
-class Baseline(Message):
-    """The model before training: measured once for a job, since a restart has no untrained model's time to lose."""
+class Baseline(Measured):
+    """What the tuned model is compared with: found once for a job, since a restart has no untrained model's time to
+    lose."""
 
     uid: str
-    metrics: dict[str, float] = {}
-    answers: list[str] = Field([], description="To the held-out prompts, in their order.")
 
 
 class Output:
@@ -64,8 +71,21 @@ class Output:
             return None
         return baseline if baseline and baseline.uid == self._job.metadata.uid else None
 
-    def keep_baseline(self, baseline: Baseline) -> None:
-        self.write("report/baseline.json", baseline)
+    def keep_baseline(self, measured: Measured) -> None:
+        """Keep it for later attempts."""
+        self.write("report/baseline.json", Baseline(uid=self._job.metadata.uid, **measured.model_dump()))
+
+    def choice(self) -> dict[str, torch.Tensor]:
+        """What the strategy chose in an earlier attempt of this job; empty where it has not chosen yet."""
+        data = self._read(CHOICE_FILE)
+        if data is None or _metadata(data).get("uid") != self._job.metadata.uid:
+            return {}
+        return load(data)
+
+    def keep_choice(self, choice: dict[str, torch.Tensor]) -> None:
+        """Keep it for later attempts."""
+        data = save(choice, metadata={"uid": self._job.metadata.uid})
+        self._store.write_bytes(f"{self.root}/{CHOICE_FILE}", data)
 
     def write(self, name: str, message: Message) -> None:
         """Write a message as JSON under the folder."""
@@ -80,6 +100,12 @@ class Output:
             return self._store.read_bytes(f"{self.root}/{name}")
         except MissingError:
             return None
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file: its header is JSON, after eight bytes with its length."""
+    length = int.from_bytes(data[:8], "little")
+    return dict(json.loads(data[8 : 8 + length]).get("__metadata__") or {})
 
 
 def versions() -> dict[str, str]:

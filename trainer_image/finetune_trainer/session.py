@@ -1,36 +1,29 @@
-"""From the spec to a trainer that is ready: files, tokenizer, rows, model, strategy, task."""
+"""From the spec to a trainer that is ready: files, processor, rows, model, strategy, task."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
 
 from finetune_api.contract import Stage
-from finetune_trainer.arguments import refuse_what_cannot_work, training_arguments
+from finetune_trainer.arguments import common_arguments, refuse_what_cannot_work
 from finetune_trainer.callbacks import ProgressCallback, StopCallback, StopwatchCallback
-from finetune_trainer.data.preparation import Prepared, prepare
+from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.hardware import Compute
-from finetune_trainer.inputs import BaseFiles, fetch_dataset
-from finetune_trainer.model import (
-    check_positions,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    override_dropout,
-    parameter_counts,
-    size_in_words,
-)
+from finetune_trainer.inputs import BaseFiles, fetch_dataset, fetch_model
+from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
 from finetune_trainer.strategies import Strategy, strategy_of
-from finetune_trainer.tasks import task_of
+from finetune_trainer.tasks import Inputs, Task, task_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
+    from finetune_trainer.result import Output
     from finetune_trainer.runtime import Context
     from finetune_trainer.storage import Store
-    from finetune_trainer.tasks.language_model import LanguageModelTrainer
+    from finetune_trainer.tasks.trainer import JobTrainer
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,8 @@ class Session:
     """Everything that training and delivery need.
 
     Attributes:
-        config: the base's configuration as it was read, with the dropout that the spec asks for.
+        config: the base's configuration as it was read, with what the spec and the data have changed.
+        processor: tokenizer or image processor, delivered beside the weights.
         parameters: (trainable, all).
     """
 
@@ -46,98 +40,113 @@ class Session:
     config: PretrainedConfig
     compute: Compute
     strategy: Strategy
+    task: Task
+    processor: Any
     prepared: Prepared
     parameters: tuple[int, int]
-    trainer: LanguageModelTrainer
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return cast("PreTrainedTokenizerBase", self.trainer.processing_class)
+    trainer: JobTrainer
 
 
-def open_session(context: Context, store: Store, base: BaseFiles) -> Session:
-    """Prepare everything up to the first step.
+@dataclass(frozen=True)
+class Start:
+    """What is known before anything is downloaded; `open` does the rest."""
 
-    Raises:
-        TrainerError: what the spec asks for cannot work, with the field's name.
-    """
-    spec = context.job.spec
-    compute = Compute.of(spec)
-    refuse_what_cannot_work(spec.hyperparameters, compute.hardware)
-    config = load_config(base.folder, spec.model)
-    check_positions(config, spec.hyperparameters.max_length)
-    override_dropout(config, spec.hyperparameters.dropout)
-    tokenizer = load_tokenizer(base.folder, spec.model, config)
-    prepared = _prepare(context, store, tokenizer)
-    strategy, task = strategy_of(spec.strategy), task_of(spec.task.type)
-    model = _model(context, base, config, compute, strategy)
-    model.generation_config.eos_token_id = ends_of(model, prepared.eos_token_ids)
-    task.check(model, prepared)
-    context.stop.check()
-    parameters = parameter_counts(model)
-    _tell(context, parameters)
-    arguments = training_arguments(spec, prepared, compute, context.scratch)
-    callbacks = [ProgressCallback(context.reporter), StopCallback(context.stop), StopwatchCallback()]
-    trainer = task.trainer(model, prepared, tokenizer, arguments, callbacks)
-    return Session(base, config, compute, strategy, prepared, parameters, trainer)
+    context: Context
+    store: Store
+    output: Output
+    task: Task
+    strategy: Strategy
+    compute: Compute
 
+    @classmethod
+    def of(cls, context: Context, store: Store, output: Output) -> Start:
+        """Refuse what this machine cannot do.
 
-def _prepare(context: Context, store: Store, tokenizer: PreTrainedTokenizerBase) -> Prepared:
-    files, validation_files = fetch_dataset(context, store)
-    context.stop.check()
-    context.reporter.stage(Stage.PREPARING)
+        Raises:
+            UsageError: hyper-parameters or precision that cannot work here.
+        """
+        spec = context.job.spec
+        compute = Compute.of(spec)
+        refuse_what_cannot_work(spec.hyperparameters, compute.hardware)
+        return cls(context, store, output, task_of(spec), strategy_of(spec.strategy), compute)
 
-    def progress(part: str, rows: int) -> None:
+    def fetch(self) -> BaseFiles:
+        """The base model's files; raises UsageError when they are no model that can be trained."""
+        return fetch_model(self.context, self.store, self.task.refuse_files)
+
+    def open(self, base: BaseFiles) -> Session:
+        """Prepare everything up to the first step.
+
+        Raises:
+            TrainerError: what the spec asks for cannot work, with the field's name.
+        """
+        spec, task = self.context.job.spec, self.task
+        config = load_config(base.folder, spec.model)
+        task.check(config, self.strategy.virtual_tokens)
+        override_dropout(config, spec.hyperparameters.dropout)
+        processor = task.read_processor(base.folder, config)
+        prepared = self._prepare()
+        task.configure(config)
+        model = self._model(base, config)
+        self.context.stop.check()
+        parameters = parameter_counts(model)
+        self._tell(parameters)
+        trainer = self._trainer(model, prepared)
+        return Session(base, config, self.compute, self.strategy, task, processor, prepared, parameters, trainer)
+
+    def _prepare(self) -> Prepared:
+        context = self.context
+        files, validation_files = fetch_dataset(context, self.store)
         context.stop.check()
-        context.reporter.stage(Stage.PREPARING, f"{part} rows: {rows:,}")
+        context.reporter.stage(Stage.PREPARING)
 
-    spec = context.job.spec
-    prepared = prepare(
-        files,
-        spec.dataset,
-        spec.task.type,
-        tokenizer,
-        max_length=spec.hyperparameters.max_length,
-        seed=spec.hyperparameters.seed,
-        scratch=context.scratch,
-        validation_files=validation_files,
-        packing=bool(spec.hyperparameters.packing),
-        samples=spec.evaluation.samples,
-        progress=progress,
-    )
-    for warning in prepared.report.get("warnings", []):
-        context.reporter.warn(warning)
-    return prepared
+        def progress(part: str, rows: int) -> None:
+            context.stop.check()
+            context.reporter.stage(Stage.PREPARING, f"{part} rows: {rows:,}")
 
+        prepared = self.task.prepare(Inputs(self.store, files, validation_files, context.scratch, progress))
+        for warning in prepared.report.get("warnings", []):
+            context.reporter.warn(warning)
+        return prepared
 
-def _model(
-    context: Context, base: BaseFiles, config: PretrainedConfig, compute: Compute, strategy: Strategy
-) -> PreTrainedModel:
-    context.stop.check()
-    spec = context.job.spec
-    context.reporter.stage(Stage.LOADING, spec.model.uri)
-    weights = load_weights(
-        base.folder,
-        spec.model,
-        config,
-        dtype=strategy.weights_dtype(compute.dtype),
-        attention=compute.attention,
-        quantization=strategy.quantization(compute.dtype),
-    )
-    # The adapter's first values are drawn here.
-    set_seed(spec.hyperparameters.seed)
-    return strategy.prepare(weights)
+    def _model(self, base: BaseFiles, config: PretrainedConfig) -> PreTrainedModel:
+        context, strategy = self.context, self.strategy
+        context.stop.check()
+        spec = context.job.spec
+        context.reporter.stage(Stage.LOADING, spec.model.uri)
+        dtype = self.compute.dtype
+        # What the base does not have is drawn here, and then an adapter's first values.
+        set_seed(spec.hyperparameters.seed)
+        loaded = self.task.load(
+            Source(
+                base.folder,
+                spec.model,
+                config,
+                dtype=strategy.weights_dtype(dtype),
+                attention=self.compute.attention,
+                quantization=strategy.quantization(dtype),
+            )
+        )
+        strategy.restore(self.output.choice())
+        set_seed(spec.hyperparameters.seed)
+        model = strategy.prepare(loaded)
+        if context.is_main and (choice := strategy.choice()):
+            self.output.keep_choice(choice)
+        self.task.finish(model)
+        return model
 
+    def _trainer(self, model: PreTrainedModel, prepared: Prepared) -> JobTrainer:
+        context, task = self.context, self.task
+        common = common_arguments(context.job.spec, prepared, self.compute, context.scratch)
+        callbacks = [ProgressCallback(context.reporter, task.metrics), StopCallback(context.stop), StopwatchCallback()]
+        learning = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        trainer = task.trainer(model, task.arguments(common, self.compute), callbacks)
+        trainer.learning = learning
+        self.strategy.attach(trainer)
+        return trainer
 
-def _tell(context: Context, parameters: tuple[int, int]) -> None:
-    trainable, total = parameters
-    context.reporter.update(trainable_parameters=trainable, total_parameters=total)
-    detail = f"{size_in_words(trainable)} of {size_in_words(total)} parameters learn"
-    context.reporter.stage(Stage.LOADING, detail)
-
-
-def ends_of(model: PreTrainedModel, learned: list[int]) -> list[int]:
-    """Tokens that end generation: what the training data ends answers with, and what ended them before."""
-    known = model.generation_config.eos_token_id
-    before = [known] if isinstance(known, int) else list(known or [])
-    return list(dict.fromkeys([*learned, *before]))
+    def _tell(self, parameters: tuple[int, int]) -> None:
+        trainable, total = parameters
+        self.context.reporter.update(trainable_parameters=trainable, total_parameters=total)
+        detail = f"{size_in_words(trainable)} of {size_in_words(total)} parameters learn"
+        self.context.reporter.stage(Stage.LOADING, detail)

@@ -14,18 +14,17 @@ from finetune_api.contract import CheckpointRef, OutputRef, Result, Stage
 from finetune_trainer.callbacks import trained_seconds
 from finetune_trainer.checkpoints import Checkpoints, Manifest
 from finetune_trainer.errors import DivergedError, StoppedError
-from finetune_trainer.evaluation.measure import Measured, measure
-from finetune_trainer.export import Exporter, probe_of
-from finetune_trainer.inputs import fetch_model
+from finetune_trainer.evaluation import Measured
+from finetune_trainer.export import Exporter
 from finetune_trainer.report import Report, card, page
-from finetune_trainer.result import Baseline, Output, samples, versions
+from finetune_trainer.result import Output, samples, versions
 from finetune_trainer.runtime import load_job
-from finetune_trainer.session import Session, open_session
+from finetune_trainer.session import Session, Start
 from finetune_trainer.storage import Store
 
 if TYPE_CHECKING:
     from finetune_trainer.runtime import Context
-    from finetune_trainer.tasks.language_model import LanguageModelTrainer
+    from finetune_trainer.tasks.trainer import JobTrainer
 
 Restored = tuple[CheckpointRef, Path]
 
@@ -48,17 +47,18 @@ def main(context: Context) -> None:
 
 
 def _run(context: Context, store: Store, output: Output) -> Result:
-    base = fetch_model(context, store)
+    start = Start.of(context, store, output)
+    base = start.fetch()
     checkpoints = _checkpoints(context, store, output, base.digest)
     try:
         checkpoints.refuse_foreign_output()
-        session = open_session(context, store, base)
+        session = start.open(base)
         session.trainer.checkpoints = checkpoints
         before = _before(context, session, output)
         _train(context, session.trainer, checkpoints)
     finally:
         checkpoints.close()
-    after = measure(context, session, "the tuned model")
+    after = _measure(context, session, "the tuned model")
     return _deliver(context, store, session, output, before=before, after=after)
 
 
@@ -83,18 +83,39 @@ def _checkpoints(context: Context, store: Store, output: Output, base_digest: st
 
 
 def _before(context: Context, session: Session, output: Output) -> Measured:
-    """The base model's measures; an earlier attempt's, where there was one."""
+    """What the tuned model is compared with; an earlier attempt's, where there was one."""
     known = output.baseline()
     if known is not None:
-        return Measured(known.metrics, known.answers)
-    measured = measure(context, session, "the model before training")
-    if measured.metrics:
-        uid = context.job.metadata.uid
-        output.keep_baseline(Baseline(uid=uid, metrics=measured.metrics, answers=measured.answers))
+        return known
+    measured = session.task.baseline() or _measure(context, session, "the model before training")
+    if context.is_main and measured.metrics:
+        output.keep_baseline(measured)
     return measured
 
 
-def _train(context: Context, trainer: LanguageModelTrainer, checkpoints: Checkpoints) -> None:
+def _measure(context: Context, session: Session, what: str) -> Measured:
+    """Evaluate the model as it is now; nothing where no rows are held out.
+
+    Args:
+        what: which model it is, for people.
+
+    Raises:
+        StoppedError: SIGTERM came.
+    """
+
+    def beat() -> None:
+        context.stop.check()
+        context.reporter.beat()
+
+    if session.prepared.validation is None:
+        return Measured()
+    context.reporter.stage(Stage.EVALUATING, what)
+    measured = session.task.measure(session.trainer, beat)
+    context.reporter.update(metrics=measured.metrics)
+    return measured
+
+
+def _train(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) -> None:
     """Train to the last step, from the newest complete checkpoint where there is one.
 
     Raises:
@@ -121,7 +142,7 @@ def _train(context: Context, trainer: LanguageModelTrainer, checkpoints: Checkpo
         raise StoppedError(f"stopped on request after step {trainer.state.global_step}, which is saved")
 
 
-def _steps(context: Context, trainer: LanguageModelTrainer, restored: Restored | None) -> None:
+def _steps(context: Context, trainer: JobTrainer, restored: Restored | None) -> None:
     if restored is None:
         trainer.train()
         return
@@ -141,23 +162,13 @@ def _deliver(
         # Pod additions may hold what somebody wanted nobody to read.
         spec=context.job.spec.model_copy(update={"pod_template": None}).to_wire(),
         data=session.prepared.report,
+        evaluation=after.details,
         history=session.trainer.state.log_history,
         warnings=context.reporter.snapshot().warnings,
     )
     context.reporter.stage(Stage.EXPORTING, uri)
-    exporter = Exporter(
-        store=store,
-        spec=context.job.spec,
-        strategy=session.strategy,
-        tokenizer=session.tokenizer,
-        base=session.base.folder,
-        config=session.config,
-        compute=session.compute,
-        probe=probe_of(session.prepared.train, session.trainer.args.device),
-        scratch=context.scratch,
-        stop=context.stop.check,
-    )
-    exporter.deliver(session.trainer.model, lambda kind: card(report, kind))
+    exporter = Exporter(store, context.job.spec, session, context.scratch, context.stop.check)
+    exporter.deliver(lambda kind: card(report, kind, session.strategy.loading, session.task))
     output.write("report/report.json", report)
     output.write_text("report/index.html", page(report))
     # Last: whoever finds it can rely on everything else.
@@ -181,6 +192,6 @@ def _result(context: Context, session: Session, output: OutputRef, before: Measu
         total_parameters=total,
         train_seconds=round(trained_seconds(session.trainer), 3),
         tokens=state.num_input_tokens_seen,
-        samples=samples(session.prepared.samples, before.answers, after.answers),
+        samples=samples(session.task.samples, before.answers, after.answers),
         versions=versions(),
     )

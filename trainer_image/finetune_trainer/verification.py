@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ import torch
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from finetune_trainer.strategies.base import AdapterStrategy
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest difference of two logits, as a share of the largest logit, by the lowest precision that had a part in them:
@@ -22,13 +25,19 @@ class VerificationError(TrainerError):
     """What was delivered is not what was trained."""
 
 
+Probe = Mapping[str, torch.Tensor]
+"""Inputs of a few rows, as the model takes them by name."""
+
+
 @torch.no_grad()
-def logits(model: torch.nn.Module, probe: torch.Tensor) -> torch.Tensor:
-    """The model's answer to token ids (rows, tokens): logits (rows, tokens, vocabulary), on the CPU."""
+def logits(model: torch.nn.Module, probe: Probe) -> torch.Tensor:
+    """The model's answer, on the CPU."""
     training = model.training
     model.eval()
     try:
-        return model(input_ids=probe, use_cache=False).logits.cpu()
+        # A cache would only be thrown away; models without one do not know the word.
+        settings = {"use_cache": False} if getattr(model.config, "use_cache", None) is not None else {}
+        return model(**probe, **settings).logits.cpu()
     finally:
         model.train(training)
 
@@ -46,36 +55,19 @@ def same(expected: torch.Tensor, found: torch.Tensor, precision: torch.dtype, ur
         )
 
 
-def adapter(model: PeftModel, delivered: Path, probe: torch.Tensor, precision: torch.dtype) -> None:
-    """Load the delivered adapter onto the base of the trained one, and compare; `model` is taken apart.
+def adapter(
+    strategy: AdapterStrategy, model: PreTrainedModel, delivered: Path, probe: Probe, precision: torch.dtype
+) -> None:
+    """Put the delivered adapter onto the base of the trained one, and compare; `model` is taken apart.
 
     Raises:
         VerificationError: it is empty, broken, or answers differently.
     """
-    from peft import PeftModel
-    from safetensors.torch import load_file
-
-    tensors = load_file(delivered / "adapter_model.safetensors")
-    refuse_empty(tensors, delivered)
+    strategy.refuse_untrained(delivered)
     expected = logits(model, probe)
     # The frozen base that is in memory anyway: a second one may not fit beside it.
-    base = model.unload()
-    again = PeftModel.from_pretrained(base, str(delivered))
-    same(expected, logits(again, probe), precision, "the delivered adapter")
-
-
-def refuse_empty(tensors: dict[str, torch.Tensor], delivered: Path) -> None:
-    """Raise VerificationError for an adapter that holds nothing, or whose update is still zero."""
-    updates = [tensor for name, tensor in tensors.items() if "lora_B" in name or "lora_embedding_B" in name]
-    if not updates:
-        raise VerificationError(f"the adapter in {delivered} holds no update ({len(tensors)} tensors)", ADVICE)
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise VerificationError(f"the adapter in {delivered} holds numbers that are not finite", ADVICE)
-    if not any(tensor.norm() > 0 for tensor in updates):
-        raise VerificationError(
-            "the adapter is as it was before training: every lora_B is zero",
-            "train for more steps, or with a higher hyperparameters.learningRate",
-        )
+    again = strategy.together(strategy.apart(model), delivered)
+    same(expected, logits(again.to(model.device), probe), precision, "the delivered adapter")
 
 
 def differs_from(base: Path, delivered: Path) -> None:

@@ -7,6 +7,7 @@ written and read by the Trainer itself.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,27 +28,32 @@ ALLOWED_FILES = {WEIGHTS_FILE, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng
 """Nothing else leaves the pod: above all not training_args.bin, a pickle that may hold tokens."""
 
 
-def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+def trainable_state(model: nn.Module, learning: Collection[str]) -> dict[str, torch.Tensor]:
     """Parameters that learn and the persistent buffers beside them, by their name in the model; not copied.
 
     Buffers count where a module has parameters of its own that learn: running statistics move with them.
+
+    Args:
+        learning: names of all parameters that ever learn; at the moment some of them may be frozen.
     """
-    state = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = {name: parameter.detach() for name, parameter in model.named_parameters() if name in learning}
     for prefix, module in model.named_modules():
-        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-            persistent = set(module.state_dict(keep_vars=True)) - {name for name, _ in module.named_parameters()}
-            own = {name: buffer for name, buffer in module.named_buffers(recurse=False) if name in persistent}
-            state |= {f"{prefix}.{name}" if prefix else name: buffer.detach() for name, buffer in own.items()}
+        lead = f"{prefix}." if prefix else ""
+        own = {name for name, _ in module.named_parameters(recurse=False)}
+        if any(lead + name in learning for name in own):
+            persistent = module.state_dict(keep_vars=True)
+            buffers = {name: buffer for name, buffer in module.named_buffers(recurse=False) if name in persistent}
+            state |= {lead + name: buffer.detach() for name, buffer in buffers.items()}
     return state
 
 
-def load_trainable_state(model: nn.Module, path: Path) -> None:
+def load_trainable_state(model: nn.Module, learning: Collection[str], path: Path) -> None:
     """Copy the tensors of a checkpoint into the model, in place.
 
     Raises:
         UsageError: names or shapes differ: the checkpoint belongs to another model or strategy.
     """
-    current, saved = trainable_state(model), load_file(path)
+    current, saved = trainable_state(model, learning), load_file(path)
     different = sorted(set(current) ^ set(saved)) or sorted(n for n in current if current[n].shape != saved[n].shape)
     if different:
         raise UsageError(
@@ -60,16 +66,18 @@ def load_trainable_state(model: nn.Module, path: Path) -> None:
 
 
 class CheckpointingMixin(_Base):
-    """Mix in before a Trainer class; give `checkpoints` after construction."""
+    """Mix in before a Trainer class; give `checkpoints` and `learning` after construction."""
 
     checkpoints: Checkpoints
+    learning: frozenset[str]
+    """Names of the parameters that ever learn, whether they do so now or not."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what learns, and only that; exports have their own function."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
-        state = {name: tensor.cpu().contiguous() for name, tensor in trainable_state(model).items()}
+        state = {name: tensor.cpu().contiguous() for name, tensor in trainable_state(model, self.learning).items()}
         save_file(state, folder / WEIGHTS_FILE)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -90,7 +98,7 @@ class CheckpointingMixin(_Base):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
-        load_trainable_state(target, Path(resume_from_checkpoint) / WEIGHTS_FILE)
+        load_trainable_state(target, self.learning, Path(resume_from_checkpoint) / WEIGHTS_FILE)
 
     def _run_epoch(self, **arguments: Any) -> None:
         # Resumed from the last step: the library would train one step more before it looks at the count.

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +22,7 @@ from finetune_trainer.data import sources
 from finetune_trainer.data.building import Builder, Progress
 from finetune_trainer.data.fingerprint import fingerprint
 from finetune_trainer.data.packing import COLUMNS
+from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.rows import open_rows
 from finetune_trainer.data.samples import Sample
 from finetune_trainer.data.sources import NamedFile
@@ -38,20 +39,15 @@ MAX_PROCESSES = 8
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What training needs of the data.
+class PreparedText(Prepared):
+    """Tokenised rows with the columns input_ids and labels, packed ones seq_lengths too; memory-mapped from scratch.
 
     Attributes:
-        train, validation: columns input_ids and labels, packed ones seq_lengths too; memory-mapped from scratch.
-        report: counts, warnings and a decoded sample with its mask, as JSON.
         eos_token_ids: what generation_config.eos_token_id must be, so that generation stops where answers end.
         samples: held-out prompts with the answers that were expected.
         packed: whether the rows are packs, for packing.collator and packing.sft_arguments.
     """
 
-    train: Dataset
-    validation: Dataset | None
-    report: dict[str, Any]
     eos_token_ids: list[int]
     samples: list[Sample]
     packed: bool
@@ -71,7 +67,7 @@ def prepare(
     samples: int = 3,
     processes: int | None = None,
     progress: Progress = lambda part, rows: None,
-) -> Prepared:
+) -> PreparedText:
     """Prepare the dataset, or take up what another process on this machine has prepared.
 
     Args:
@@ -104,7 +100,7 @@ def prepare(
             partial.rename(folder)
     parts = _load(folder, packing)
     ends = template.turn_ends if template else (tokenizer.eos_token,)
-    return Prepared(
+    return PreparedText(
         train=parts[TRAINING],
         validation=parts.get(VALIDATION),
         report=json.loads((folder / "report.json").read_text(encoding="utf-8")),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Protocol
 
 from finetune_trainer.report.facts import Report
+from finetune_trainer.strategies.base import WHOLE_MODEL
 
 CARD = """---
 base_model: {base}
 library_name: {library}
-pipeline_tag: text-generation
+pipeline_tag: {pipeline_tag}
 tags: [fine-tuned, {strategy}]
 ---
 
@@ -45,22 +47,20 @@ What the base model gets wrong, the tuned model may get wrong too; and outside o
 worse than the base. The metrics above were measured on rows of the same kind as the training data only.
 """
 
-LOADING = {
-    "adapter": (
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("<base model>"), "<this folder>")'
-    ),
-    "model": (
-        'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("<this folder>")'
-    ),
-}
+
+class Facts(Protocol):
+    """What a card says of the task."""
+
+    loader: str
+    pipeline_tag: str
 
 
-def card(report: Report, kind: str) -> str:
+def card(report: Report, kind: str, loading: str, task: Facts) -> str:
     """The card, in Markdown with the front matter that hubs read.
 
     Args:
         kind: `adapter` or `model`: which of the two folders it lies in.
+        loading: Python code that loads the adapter, with `{loader}` for the class that loads the base.
     """
     spec, result = report.spec, report.result
     rows = report.data.get("rows", {})
@@ -70,7 +70,8 @@ def card(report: Report, kind: str) -> str:
         strategy=spec["strategy"]["type"],
         job=result.job,
         task=spec["task"]["type"],
-        loading=LOADING[kind],
+        loading=(loading if kind == "adapter" else WHOLE_MODEL).format(loader=task.loader),
+        pipeline_tag=task.pipeline_tag,
         dataset=spec["dataset"]["uri"],
         rows=", ".join(f"{count:,} rows for {name}" for name, count in rows.items()) or "see report.json",
         trainable=result.trainable_parameters,

@@ -16,6 +16,7 @@ class Report(Message):
     result: Result
     spec: dict[str, Any] = Field(description="The job's spec with all defaults filled in, without its pod additions.")
     data: dict[str, Any] = Field(description="What the dataset held, what was left out, and a row with its mask.")
+    evaluation: dict[str, Any] = Field({}, description="More of the tuned model's evaluation, as the task knows it.")
     history: list[dict[str, float]] = Field(description="Loss, learning rate and evaluations by step.")
     warnings: list[str] = []
 

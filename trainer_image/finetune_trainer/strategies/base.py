@@ -1,4 +1,4 @@
-"""What every strategy answers."""
+"""What every strategy is to the trainer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,27 @@ import torch
 from finetune_api.job import StrategySpec
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
+
+    from finetune_trainer.loaded import Loaded
+
+WHOLE_MODEL = 'from transformers import {loader}\n\nmodel = {loader}.from_pretrained("<this folder>")'
 
 
 class Strategy(ABC):
     """Which parameters learn. Knows nothing of tasks, so that every sensible pair works."""
 
     output_kind: ClassVar[Literal["adapter", "model"]]
+    loading: ClassVar[str]
+    """Python code that loads what is delivered; `{loader}` stands for the class of transformers that loads the base."""
 
     def __init__(self, spec: StrategySpec) -> None:
         self.spec = spec
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens that are put before every row and count against the model's positions."""
+        return 0
 
     @abstractmethod
     def weights_dtype(self, compute: torch.dtype) -> torch.dtype:
@@ -31,12 +42,24 @@ class Strategy(ABC):
         return None
 
     @abstractmethod
-    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model (or PEFT's around it) with exactly those parameters trainable that shall learn, these in float32.
+    def prepare(self, base: Loaded) -> PreTrainedModel:
+        """The model (or PEFT's around it) with exactly those parameters trainable that may ever learn, in float32.
+
+        Fresh modules always learn. What learns only at times is taken out again by what `attach` adds.
 
         Raises:
             UsageError: an option of the strategy matches nothing in this architecture.
         """
+
+    def choice(self) -> dict[str, torch.Tensor]:
+        """What `prepare` has chosen by looking at data, if it does; kept, since a restart must not choose anew."""
+        return {}
+
+    def restore(self, choice: dict[str, torch.Tensor]) -> None:
+        """Take an earlier attempt's choice; called before `prepare`."""
+
+    def attach(self, trainer: Trainer) -> None:
+        """Add what must happen while training; called once, when the trainer has been built."""
 
     @abstractmethod
     def export(self, model: PreTrainedModel, folder: Path, base_uri: str, stored: torch.dtype) -> None:
@@ -47,3 +70,45 @@ class Strategy(ABC):
             base_uri: where the base came from; an adapter names it.
             stored: precision in which the base lies in its folder; a whole model is delivered in it.
         """
+
+
+class ModelStrategy(Strategy):
+    """Those that deliver a whole model."""
+
+    output_kind = "model"
+    loading = WHOLE_MODEL
+
+    def export(self, model: PreTrainedModel, folder: Path, base_uri: str, stored: torch.dtype) -> None:
+        save_model(model, folder, stored)
+
+
+class AdapterStrategy(Strategy):
+    """Those that deliver an adapter, to be put on the base."""
+
+    output_kind = "adapter"
+
+    @abstractmethod
+    def apart(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The base inside of the model without its adapter; the model is used up."""
+
+    @abstractmethod
+    def together(self, base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        """A base with the adapter that lies in the folder, as whoever downloads it puts the two together."""
+
+    @abstractmethod
+    def refuse_untrained(self, folder: Path) -> None:
+        """Raise VerificationError for an adapter that holds nothing, or changes nothing."""
+
+    def merge(self, adapted: PreTrainedModel) -> PreTrainedModel:
+        """The base with the update in its weights; only strategies that `output.merge` is allowed for have it."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be merged")
+
+
+def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Write a whole model in shards of safetensors, its floating point weights in dtype; the model is cast in place."""
+    model.to(dtype)
+    model.config.dtype = dtype
+    # Turned off for training only; who loads the model wants to generate with it.
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = True
+    model.save_pretrained(folder)

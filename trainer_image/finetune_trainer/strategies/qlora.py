@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,8 @@ from finetune_trainer.strategies.lora import Lora
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
+
+    from finetune_trainer.loaded import Loaded
 
 
 class QLora(Lora):
@@ -27,12 +30,13 @@ class QLora(Lora):
             bnb_4bit_compute_dtype=compute,
         )
 
-    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare(self, base: Loaded) -> PreTrainedModel:
         from peft import prepare_model_for_kbit_training
 
-        keep_differentiable(model)
+        keep_differentiable(base.model)
         # Norms and the head compute in float32; recomputation is switched on by the trainer, as for all strategies.
-        return super().prepare(prepare_model_for_kbit_training(model, use_gradient_checkpointing=False))
+        model = prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=False)
+        return super().prepare(replace(base, model=model))
 
 
 def keep_differentiable(model: PreTrainedModel) -> None:

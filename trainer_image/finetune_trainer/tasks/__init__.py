@@ -1,16 +1,19 @@
-"""Tasks: what is learned. A task builds the trainer; it knows nothing of strategies."""
+"""Tasks: what is learned. One file each; none knows a strategy."""
 
 from __future__ import annotations
 
-from finetune_api.job import TaskType
+from finetune_api.job import FineTuneJobSpec, TaskType
+from finetune_trainer.tasks.base import Inputs, Task
 from finetune_trainer.tasks.language_model import LanguageModelTask
 
-__all__ = ["LanguageModelTask", "task_of"]
+__all__ = ["Inputs", "Task", "task_of"]
 
-TASKS = {TaskType.INSTRUCTION: LanguageModelTask, TaskType.CAUSAL_LM: LanguageModelTask}
-"""Both learn the next token; that an instruction's words are not learned is in the labels of the data."""
+TASKS: dict[TaskType, type[Task]] = {
+    TaskType.INSTRUCTION: LanguageModelTask,
+    TaskType.CAUSAL_LM: LanguageModelTask,
+}
 
 
-def task_of(kind: TaskType) -> LanguageModelTask:
-    """The task of a spec."""
-    return TASKS[kind]()
+def task_of(spec: FineTuneJobSpec) -> Task:
+    """The task of a resolved spec."""
+    return TASKS[spec.task.type](spec)

@@ -1,0 +1,41 @@
+"""What a task hands to a strategy: a model with the output that the task needs, and nothing of the task itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Rows = Iterable[dict[str, "torch.Tensor"]]
+
+
+def no_examples(count: int) -> Rows:
+    """For models that are looked at without data."""
+    raise ValueError(f"{count} rows were asked for where there are none")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A base model, ready to be prepared by a strategy.
+
+    Attributes:
+        model: every parameter as it was loaded.
+        fresh: names of the modules that the base did not have, such as a classifier's new head: random until they are
+            trained, so they learn under every strategy and are part of whatever is delivered.
+        peft_task: PEFT's word for models with such an output (CAUSAL_LM, SEQ_CLS); None where it has none.
+        examples: gives so many training rows, each a batch of one as the model takes it, labels included; the same
+            ones every time. On the CPU.
+    """
+
+    model: PreTrainedModel
+    fresh: tuple[str, ...] = ()
+    peft_task: str | None = None
+    examples: Callable[[int], Rows] = no_examples
+
+    def is_fresh(self, parameter: str) -> bool:
+        """Whether a parameter, by its name in the model, belongs to a fresh module."""
+        return any(parameter == name or parameter.startswith(name + ".") for name in self.fresh)
