@@ -40,7 +40,7 @@ FIELDS = {
     "torch_compile": ({"torchCompile": True}, {"torch_compile": True}),
 }
 ELSEWHERE = {"max_length", "packing", "dropout", "layer_decay", "learning_rate_groups", "no_weight_decay"}
-"""Not the trainer's but the data's, the model's and the parameters'; tested below, in tests/data and with the optimizer."""
+"""Not the trainer's but the data's, the model's and the parameter groups'; tested below and in their own places."""
 
 
 def test_no_hyper_parameter_is_forgotten_here():
