@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("reconcile", "transfer", "training")
+ALL = ("reconcile", "transfer", "training", "strategies")
 
 
 def main() -> int:
