@@ -55,6 +55,11 @@ def cel(rule: str, message: str, at: str = "") -> dict[str, str]:
     return {**found, "fieldPath": at, "reason": "FieldValueForbidden"} if at else found
 
 
+def missing(rule: str, message: str, at: str) -> dict[str, str]:
+    """A CEL rule by which the field at a path below must be set; the refusal is reported there, as required."""
+    return {"rule": rule, "message": message, "fieldPath": at, "reason": "FieldValueRequired"}
+
+
 def form(pattern: str, message: str) -> dict[str, str]:
     """The form of a string. As a rule, since a bare `pattern` is refused in words that only experts can read."""
     return cel(f"self.matches('{pattern}')", message)

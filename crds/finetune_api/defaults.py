@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from finetune_api.common import Message
 from finetune_api.evaluation import METRICS
+from finetune_api.hyperparameters import PACK_MIN_LENGTH
 from finetune_api.job import FineTuneJob, FineTuneJobSpec, StrategyType, TaskType, Weights
 from finetune_api.pairs import PROMPTS
 from finetune_api.strategy import (
@@ -81,9 +82,11 @@ def _resolve_hyperparameters(spec: FineTuneJobSpec) -> None:
         values.eval_batch_size = values.per_device_batch_size
     if values.packing is None:
         packable = spec.task.type is TaskType.CAUSAL_LM and spec.strategy.type not in PROMPTS
-        values.packing = packable and not spec.dataset.streaming
+        values.packing = packable and not spec.dataset.streaming and values.max_length >= PACK_MIN_LENGTH
     if values.gradient_checkpointing is None:
-        recomputable = spec.strategy.type is not StrategyType.PREFIX_TUNING
+        # Of the image models only some can recompute, which is not known here.
+        able = spec.strategy.type is not StrategyType.PREFIX_TUNING
+        recomputable = able and spec.task.type is not TaskType.IMAGE_CLASSIFICATION
         values.gradient_checkpointing = recomputable and spec.resources.gpus_per_node > 0
     if spec.task.type not in LANGUAGE:
         spec.evaluation.samples = 0

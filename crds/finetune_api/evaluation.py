@@ -38,7 +38,7 @@ WATCHED = ("eval_loss", *(f"eval_{metric.value}" for metric in MEASURED))
 
 
 class EarlyStopping(Message):
-    """Stop when a metric no longer gets better; what is delivered is the best checkpoint."""
+    """Stop when a metric no longer gets better; what is delivered is the best step, unless output.weights says Last."""
 
     metric: str = Field(
         "eval_loss",
@@ -63,7 +63,14 @@ class EvaluationSpec(Message):
             "!has(self.earlyStopping) || has(self.everySteps)",
             "evaluation.earlyStopping needs evaluations while training; set evaluation.everySteps",
             at=".earlyStopping",
-        )
+        ),
+        cel(
+            "!has(self.earlyStopping) || !has(self.metrics) || self.earlyStopping.metric == 'eval_loss' || "
+            "self.metrics.exists(metric, self.earlyStopping.metric == 'eval_' + metric)",
+            "earlyStopping.metric is not among evaluation.metrics, so that it would not be measured; add it there, or "
+            "remove evaluation.metrics",
+            at=".earlyStopping.metric",
+        ),
     )
 
     every_steps: int | None = Field(

@@ -28,6 +28,10 @@ class Scheduler(str, Enum):
     INVERSE_SQRT = "inverseSqrt"
 
 
+PACK_MIN_LENGTH = 16
+"""Tokens under which a pack would hold hardly more than one row."""
+
+
 class LearningRateGroup(Message):
     """A learning rate for a part of the model."""
 
@@ -40,8 +44,8 @@ class Hyperparameters(Message):
 
     model_config = ruled(
         cel(
-            "!has(self.packing) || !self.packing || self.maxLength >= 16",
-            "packing needs a maxLength of at least 16; raise maxLength or set packing: false",
+            f"!has(self.packing) || !self.packing || self.maxLength >= {PACK_MIN_LENGTH}",
+            f"packing needs a maxLength of at least {PACK_MIN_LENGTH}; raise maxLength or set packing: false",
             at=".packing",
         ),
         cel(
@@ -95,7 +99,7 @@ class Hyperparameters(Message):
     packing: bool | None = Field(
         None,
         description="Put several short rows into one of maxLength, without attention between them. Absent: true for "
-        "CausalLM, false for Instruction.",
+        "CausalLM (not for streams, PromptTuning and PrefixTuning), false for the others.",
     )
     optimizer: Optimizer = Field(
         Optimizer.ADAMW,
@@ -121,7 +125,7 @@ class Hyperparameters(Message):
     gradient_checkpointing: bool | None = Field(
         None,
         description="Recompute activations in the backward pass: less memory, about a third more time. Absent: true on "
-        "GPUs, false on CPUs.",
+        "GPUs, false on CPUs, for images and for PrefixTuning.",
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target probability spread over all tokens."

@@ -101,8 +101,14 @@ class FineTuneJobSpec(Message):
     """What is to be trained, on what, how and where."""
 
     model_config = ruled(
+        # The classes are a set, which the server compares without their order; it is that of the model's outputs.
+        cel(
+            "self.task == oldSelf.task && (!has(self.task.labels) || "
+            "self.task.labels.map(label, label) == oldSelf.task.labels.map(label, label))",
+            "task cannot be changed after creation; delete the job and create it anew",
+            at=".task",
+        ),
         *immutable(
-            "task",
             "model",
             "dataset",
             "strategy",
@@ -184,7 +190,18 @@ class FineTuneJob(Message):
             "the name must start with a small letter and have small letters, digits and '-' only: names of pods and "
             "services are made from it",
             at=".metadata.name",
-        )
+        ),
+        cel(
+            "self.spec.model.uri != 'job://' + self.metadata.name",
+            "a job cannot begin with its own result; name the job whose model it goes on from",
+            at=".spec.model.uri",
+        ),
+        cel(
+            "!has(self.spec.strategy.select) || !has(self.spec.strategy.select.angle) || "
+            "self.spec.strategy.select.angle.from != 'job://' + self.metadata.name",
+            "a job cannot choose its parameters by its own result; name the job that was trained before",
+            at=".spec.strategy.select.angle.from",
+        ),
     )
 
     api_version: str = "finetune.dev/v1alpha1"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import Enum
 
-from finetune_api.common import cel
-from finetune_api.evaluation import METRICS
+from finetune_api.common import cel, missing
+from finetune_api.evaluation import MEASURED, METRICS
 from finetune_api.strategy import ADAPTERS, StrategyType
 from finetune_api.task import CLASSIFICATION, LANGUAGE, SUPERVISED, TaskType
 
@@ -17,6 +17,17 @@ PROMPTS = (StrategyType.PROMPT_TUNING, StrategyType.PREFIX_TUNING)
 """Strategies that put virtual tokens before the text."""
 WITHOUT_LAYERS = PROMPTS
 """Strategies whose parameters lie in no layer of the model."""
+LABELED_TEXT = ("text", "textPair", "label")
+FIELDS: dict[TaskType, tuple[str, ...]] = {
+    TaskType.INSTRUCTION: (
+        *("messages", "conversations", "tools", "system", "instruction", "input", "output", "prompt", "completion"),
+    ),
+    TaskType.CAUSAL_LM: ("text",),
+    TaskType.SEQUENCE_CLASSIFICATION: LABELED_TEXT,
+    TaskType.REGRESSION: LABELED_TEXT,
+    TaskType.IMAGE_CLASSIFICATION: ("image", "label"),
+}
+"""Names of the fields that the formats of a task read."""
 
 
 def _in(field: str, values: Iterable[Enum]) -> str:
@@ -34,7 +45,7 @@ def _strategy_and_task() -> Iterator[dict[str, str]]:
         f"self.strategy.type != 'Additive' || !has(self.strategy.additive) || self.strategy.additive.blocks > 0 || "
         f"self.strategy.additive.head || !({_in('self.task.type', LANGUAGE)})",
         "additive.blocks 0 trains a new head alone, and a language model has its head already; set blocks to at least "
-        "1, or additive.head",
+        "1, or additive.head to true",
         at=".strategy.additive.blocks",
     )
     yield cel(
@@ -92,7 +103,22 @@ def _task_and_data() -> Iterator[dict[str, str]]:
         "with the columns image and label",
         at=".dataset.format",
     )
-    yield cel(
+    yield from _columns()
+
+
+def _columns() -> Iterator[dict[str, str]]:
+    for task, fields in FIELDS.items():
+        yield cel(
+            f"self.task.type != '{task.value}' || "
+            f"self.dataset.columns.all(name, name in [{', '.join(map(repr, fields))}])",
+            f"task {task.value} reads {', '.join(fields)}; columns has these for its keys, and the names in the data "
+            "for its values",
+            at=".dataset.columns",
+        )
+
+
+def _streams() -> Iterator[dict[str, str]]:
+    yield missing(
         "!self.dataset.streaming || has(self.hyperparameters.maxSteps)",
         "the length of a stream is not known beforehand; set hyperparameters.maxSteps",
         at=".hyperparameters.maxSteps",
@@ -103,6 +129,11 @@ def _task_and_data() -> Iterator[dict[str, str]]:
         at=".hyperparameters.packing",
     )
     yield cel(
+        "!self.dataset.streaming || !has(self.strategy.unfreezing) || !has(self.strategy.unfreezing.everyEpochs)",
+        "the length of a stream is not known beforehand; set unfreezing.everySteps instead of everyEpochs",
+        at=".strategy.unfreezing.everyEpochs",
+    )
+    yield missing(
         f"!self.dataset.streaming || has(self.task.labels) || !({_in('self.task.type', CLASSIFICATION)})",
         "the classes of a stream are not known beforehand; set task.labels",
         at=".task.labels",
@@ -147,19 +178,21 @@ def _evaluation() -> Iterator[dict[str, str]]:
 
 
 def _metrics_of(tasks: tuple[TaskType, ...]) -> Iterator[dict[str, str]]:
+    """What other tasks are measured by; what no task is yet has its own refusal."""
     metrics = [metric.value for metric in METRICS[tasks[0]]]
+    others = [metric.value for metric in MEASURED if metric.value not in metrics]
     names = " and ".join(task.value for task in tasks)
     yield cel(
         f"!({_in('self.task.type', tasks)}) || !has(self.evaluation.metrics) || "
-        f"self.evaluation.metrics.all(metric, metric in [{', '.join(map(repr, metrics))}])",
+        f"!self.evaluation.metrics.exists(metric, metric in [{', '.join(map(repr, others))}])",
         f"{names} can be measured by {', '.join(metrics)}; remove the others",
         at=".evaluation.metrics",
     )
-    watched = ", ".join(repr(f"eval_{metric}") for metric in metrics)
+    watched = ", ".join(f"eval_{metric}" for metric in metrics)
     yield cel(
         f"!({_in('self.task.type', tasks)}) || !has(self.evaluation.earlyStopping) || "
-        f"self.evaluation.earlyStopping.metric in ['eval_loss', {watched}]",
-        f"{names} can be stopped by eval_loss, {', '.join(f'eval_{metric}' for metric in metrics)}",
+        f"!(self.evaluation.earlyStopping.metric in [{', '.join(repr(f'eval_{metric}') for metric in others)}])",
+        f"{names} can be stopped by eval_loss, {watched}; set one of these",
         at=".evaluation.earlyStopping.metric",
     )
 
@@ -189,6 +222,7 @@ RULES = tuple(
         _strategy_and_task,
         _strategy_and_training,
         _task_and_data,
+        _streams,
         _task_and_training,
         _evaluation,
         _hardware,

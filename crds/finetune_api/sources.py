@@ -74,13 +74,6 @@ class DatasetFormat(str, Enum):
     IMAGE_FOLDER = "image-folder"
 
 
-FIELDS = (
-    *("text", "textPair", "label", "image", "messages", "conversations", "tools", "system"),
-    *("instruction", "input", "output", "prompt", "completion"),
-)
-"""Names of the fields that the formats read."""
-
-
 class InvalidRowPolicy(str, Enum):
     FAIL = "Fail"
     DROP = "Drop"
@@ -113,6 +106,11 @@ class DatasetSpec(Message):
             "image folders are not streamed; set streaming to false, or put the images into parquet",
             at=".streaming",
         ),
+        cel(
+            "self.format != 'image-folder' || self.columns.size() == 0",
+            "the classes of an image folder are the names of its folders, and it has no columns; remove columns",
+            at=".columns",
+        ),
     )
 
     uri: str = Field(
@@ -139,12 +137,6 @@ class DatasetSpec(Message):
         description="Names of the format's fields -> names in the data: {text: review, label: stars}. Fields: text, "
         "textPair, label and image (labeled), text (text), messages, conversations, tools, system, instruction, input, "
         "output, prompt, completion.",
-        json_schema_extra=rules(
-            cel(
-                f"self.all(name, name in [{', '.join(map(repr, FIELDS))}])",
-                f"keys must be fields of a format: {', '.join(FIELDS)}; values are the names in the data",
-            )
-        ),
     )
     validation: ValidationData | None = Field(
         None, description="Rows that are not trained on; without them there is no evaluation."

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.common import UNIQUE, Message, cel, ruled, rules
+from finetune_api.common import UNIQUE, Message, cel, missing, ruled, rules
 from finetune_api.selection import Layers, NamedPart, Selection
 
 
@@ -64,6 +64,12 @@ class LoraOptions(Message):
         {},
         max_length=64,
         description="Other ranks for some of the modules, by their names or endings of names: {v_proj: 32}.",
+        json_schema_extra=rules(
+            cel(
+                "self.all(name, name.size() > 0 && name.size() <= 128)",
+                "keys must be names of modules, of 1 to 128 characters",
+            )
+        ),
     )
     rs_lora: bool = Field(False, description="Rank-stabilised scaling (Kalajdzievski, 2023).", alias="rsLoRA")
     dora: bool = Field(
@@ -263,7 +269,7 @@ class StrategySpec(Message):
 
     model_config = ruled(
         *(_belongs(field, owners) for field, owners in OWNERS.items()),
-        cel(
+        missing(
             "self.type != 'Partial' || has(self.select)",
             "Partial needs strategy.select, such as {layers: {last: 2}}; to train everything use type Full",
             at=".select",

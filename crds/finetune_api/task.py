@@ -56,4 +56,4 @@ class TaskSpec(Message):
         description="The classes, in the order of the model's outputs; absent: those of the data, sorted.",
         json_schema_extra=UNIQUE,
     )
-    multi_label: bool = Field(False, description="A text may have several classes, or none: label is a list.")
+    multi_label: bool = Field(False, description="A text may have several classes, or none: its label is a list.")

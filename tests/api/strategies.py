@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from hypothesis import strategies as st
 
 from finetune_api.crd import job_schema
+from finetune_api.pairs import ALLOWED
 from finetune_api.schema import RULES, Schema
-from tests.api.jobs import Object, changed, full, minimal
+from tests.api.jobs import FULLS, changed, full, minimal
+from tests.api.sensible import Object, sensible
 
 SPEC = job_schema()["properties"]["spec"]
-FULL = full()["spec"]
-ONLY = {
-    "spec.task.type": ["Instruction", "CausalLM"],
-    "spec.dataset.format": ["auto"],
-    "spec.strategy.type": ["Full", "LoRA", "QLoRA"],
-    "spec.distributed.sharding": ["Auto", "DDP"],
-    "spec.resources.nodes": [1],
-    "spec.resources.gpusPerNode": [0, 1],
-    "spec.dataset.streaming": [False],
-    "spec.evaluation.metrics[]": ["perplexity"],
+EXAMPLES = [
+    *(full(strategy.value, task.value)["spec"] for strategy, task in ALLOWED),
+    *(job["spec"] for job in FULLS.values()),
+]
+FORMATS = {
+    "Instruction": ["auto", "messages", "sharegpt", "alpaca", "prompt-completion"],
+    "CausalLM": ["auto", "text"],
+    "SequenceClassification": ["auto", "labeled"],
+    "Regression": ["auto", "labeled"],
+    "ImageClassification": ["auto", "labeled", "image-folder"],
 }
-"""Values that are supported where the schema has more."""
+
+
+def _only(spec: Object) -> dict[str, list[Any]]:
+    """Values that are supported where the schema has more, or that make the job one of this strategy and task."""
+    return {
+        "spec.strategy.type": [spec["strategy"]["type"]],
+        "spec.task.type": [spec["task"]["type"]],
+        "spec.dataset.format": FORMATS[spec["task"]["type"]],
+        "spec.distributed.sharding": ["Auto", "DDP"],
+        "spec.resources.nodes": [1],
+        "spec.resources.gpusPerNode": [0, 1],
+    }
 
 
 def _numbers(schema: Schema) -> st.SearchStrategy[Any]:
@@ -38,12 +52,12 @@ def _numbers(schema: Schema) -> st.SearchStrategy[Any]:
     )
 
 
-def _values(schema: Schema, example: Any, path: str) -> st.SearchStrategy[Any]:
+def _values(schema: Schema, example: Any, path: str, only: dict[str, list[Any]]) -> st.SearchStrategy[Any]:
     """Values of a field; texts and lists are those of the example, since rules say how they look."""
-    if path in ONLY:
-        return st.sampled_from(ONLY[path])
+    if path in only:
+        return st.sampled_from(only[path])
     if isinstance(example, dict) and "properties" in schema:
-        return _objects(schema, example, path)
+        return _objects(schema, example, path, only)
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     if schema.get("type") in ("integer", "number"):
@@ -51,9 +65,9 @@ def _values(schema: Schema, example: Any, path: str) -> st.SearchStrategy[Any]:
     return st.booleans() if schema.get("type") == "boolean" else st.just(example)
 
 
-def _objects(schema: Schema, example: Object, path: str) -> st.SearchStrategy[Object]:
+def _objects(schema: Schema, example: Object, path: str, only: dict[str, list[Any]]) -> st.SearchStrategy[Object]:
     known = {name: schema["properties"][name] for name in example}
-    fields = {name: _values(child, example[name], f"{path}.{name}") for name, child in known.items()}
+    fields = {name: _values(child, example[name], f"{path}.{name}", only) for name, child in known.items()}
     required = schema.get("required", [])
     return st.fixed_dictionaries(
         {name: field for name, field in fields.items() if name in required},
@@ -61,43 +75,14 @@ def _objects(schema: Schema, example: Object, path: str) -> st.SearchStrategy[Ob
     )
 
 
-def _sensible(spec: Object) -> Object:
-    """The spec without the pairs of fields that make no sense: what rules over several fields refuse."""
-    strategy, hyper = spec["strategy"], spec.get("hyperparameters", {})
-    if strategy["type"] == "Full":
-        strategy.pop("lora", None)
-        spec["output"].pop("merge", None)
-    if strategy["type"] != "QLoRA":
-        strategy.pop("quantization", None)
-    if not spec["dataset"].get("validation"):
-        spec["dataset"].pop("validation", None)
-        spec.get("evaluation", {}).pop("everySteps", None)
-    if spec.get("resources", {}).get("gpusPerNode", 0) == 0:
-        spec.get("resources", {}).pop("gpuProduct", None)
-        for name in ("dtype", "attention"):
-            spec["model"].pop(name, None)
-        hyper.pop("optimizer", None)
-    if spec["model"].get("dtype") == "float32":
-        spec["model"].pop("attention", None)
-    if hyper.get("optimizer") in ("adafactor", "sgd"):
-        for name in ("beta1", "beta2", "epsilon"):
-            hyper.pop(name, None)
-    if hyper.get("scheduler") == "constant":
-        hyper.pop("warmupSteps", None)
-    if hyper.get("maxLength", 2048) < 16:
-        hyper.pop("packing", None)
-    s3 = spec.get("storage", {}).get("s3", {})
-    if "endpoint" not in s3:
-        s3.pop("caBundleConfigMap", None)
-    template = spec.get("podTemplate", {})
-    if "volumes" not in template:
-        template.pop("volumeMounts", None)
-    return spec
-
-
 def jobs() -> st.SearchStrategy[Object]:
-    """Valid jobs, from nearly minimal to nearly full."""
-    return _objects(SPEC, FULL, "spec").map(lambda spec: changed(minimal(), {"spec": _sensible(spec)}))
+    """Valid jobs of all strategies and tasks, from nearly minimal to nearly full."""
+    return st.sampled_from(EXAMPLES).flatmap(_like)
+
+
+def _like(example: Object) -> st.SearchStrategy[Object]:
+    values = _objects(SPEC, example, "spec", _only(example))
+    return values.map(lambda spec: changed(minimal(), {"spec": sensible(copy.deepcopy(spec))}))
 
 
 def unsupported(schema: Schema) -> bool:

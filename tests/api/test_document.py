@@ -77,7 +77,10 @@ def test_problems_come_in_the_order_of_their_lines() -> None:
         ("spec.hyperparameters.epoch", "; did you mean epochs?"),
         ("spec.hyperparameters.learning_rate", "; did you mean learningRate?"),
         ("spec.hyperparameters.perdevicebatchsize", "; did you mean perDeviceBatchSize?"),
-        ("spec.strategy.lora.r", "; there are alpha, doRA, dropout, modulesToSave, rank, rsLoRA, targetModules"),
+        (
+            "spec.strategy.lora.r",
+            "; there are alpha, doRA, dropout, modulesToSave, rank, rankPattern, rsLoRA, targetModules",
+        ),
         ("spec.strategy.lora.rslora", "; did you mean rsLoRA?"),
         ("spec.epochs", "; did you mean spec.hyperparameters.epochs?"),
         ("spec.learning_rate", "; did you mean spec.hyperparameters.learningRate?"),

@@ -11,7 +11,8 @@ from finetune_api.pod import RESERVED_PATHS, RESERVED_VARIABLES, RESERVED_VOLUME
 from finetune_operator.plan import plan
 from finetune_operator.settings import Settings
 from finetune_operator.validation import admit, validate
-from tests.api.jobs import REMOVED, Object, changed, full
+from tests.api.jobs import REMOVED, changed, full
+from tests.api.sensible import Object
 
 
 @pytest.fixture(scope="module")

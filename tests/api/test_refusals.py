@@ -7,11 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from finetune_api.crd import job_schema
+from finetune_api.pairs import ALLOWED
 from finetune_api.schema import RULES, Schema
+from finetune_api.strategy import StrategyType
+from finetune_api.task import SUPERVISED, TaskType
 from finetune_operator.cluster.port import InvalidError
 from finetune_operator.validation import admit, validate
-from tests.api.jobs import changed, full, minimal
-from tests.api.refusals import BY_RULE, REFUSALS, UNSUPPORTED, Refusal
+from tests.api.jobs import FULLS, changed, job_of, minimal
+from tests.api.refusals import BY_BOUND, BY_RULE, REFUSALS, UNSUPPORTED, Refusal
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name)
@@ -21,6 +24,23 @@ def test_a_bad_spec_is_refused_for_this_reason_and_no_other(refusal: Refusal) ->
     name = refusal.job["metadata"]["name"]
     assert str(caught.value) == f'FineTuneJob.finetune.dev "{name}" is invalid: {refusal.says}'
     assert [str(problem) for problem in validate(refusal.job)] == [refusal.says]
+
+
+@pytest.mark.parametrize("refusal", BY_BOUND, ids=lambda refusal: refusal.name)
+def test_what_lies_beyond_a_bound_is_refused(refusal: Refusal) -> None:
+    assert refusal.says in {str(problem) for problem in validate(refusal.job)}
+
+
+@pytest.mark.parametrize("task", SUPERVISED)
+@pytest.mark.parametrize("strategy", StrategyType)
+def test_every_strategy_goes_with_every_task_or_is_refused_with_the_reason(
+    strategy: StrategyType, task: TaskType
+) -> None:
+    found = [str(problem) for problem in validate(job_of(strategy, task))]
+    if (strategy, task) in ALLOWED:
+        assert found == []
+    else:
+        assert found in [[refusal.says] for refusal in BY_RULE if refusal.name == f"{strategy.value} on images"]
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -39,7 +59,7 @@ def test_rules_are_not_asked_where_types_are_wrong() -> None:
     assert [problem.path for problem in validate(bad)] == ["spec.hyperparameters.epochs"]
 
 
-@pytest.mark.parametrize("job", [minimal(), full()], ids=["minimal", "full"])
+@pytest.mark.parametrize("job", [minimal(), *FULLS.values()], ids=["minimal", *FULLS])
 def test_a_good_spec_is_admitted(job: dict[str, object]) -> None:
     assert validate(job) == []
     admit(job)

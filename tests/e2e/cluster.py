@@ -22,6 +22,8 @@ from typing import Any
 
 import yaml
 
+from finetune_operator.generate import crd_yaml
+
 Object = dict[str, Any]
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
 
@@ -54,6 +56,15 @@ def items(kind: str, *arguments: str) -> list[Object]:
 
 def apply(*objects: Object) -> None:
     kubectl("apply", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": list(objects)})
+
+
+def install_crd() -> None:
+    """The CRD as the types say it now, ready for objects."""
+    name = "crd/finetunejobs.finetune.dev"
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=yaml.safe_load(crd_yaml()))
+    # `wait` takes the conditions of a CRD that has none yet, which are null, for an error.
+    kubectl("wait", "--for=jsonpath={.status.acceptedNames.kind}=FineTuneJob", name, "--timeout=30s")
+    kubectl("wait", "--for=condition=Established", name, "--timeout=60s", seconds=90)
 
 
 @contextmanager

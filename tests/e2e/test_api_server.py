@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes import client, config
 from kubernetes.client import ApiException
 
+from finetune_api.pairs import ALLOWED
+from finetune_api.strategy import StrategyType
+from finetune_api.task import TaskType
 from finetune_operator.cluster.port import FINE_TUNE_JOB
-from finetune_operator.generate import crd_yaml
 from finetune_operator.validation import admit, validate, validate_update
 from tests.api.changes import CHANGES, Change
-from tests.api.jobs import Object, changed, full, minimal
-from tests.api.refusals import REFUSALS, Refusal
-from tests.e2e.cluster import fresh_namespace, kubectl
+from tests.api.jobs import FULLS, changed, job_of, minimal
+from tests.api.refusals import BY_BOUND, REFUSALS, Refusal
+from tests.api.sensible import Object
+from tests.e2e.cluster import fresh_namespace, install_crd, kubectl
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("**/*.yaml"))
 NAMES = {"group": "finetune.dev", "version": "v1alpha1", "plural": FINE_TUNE_JOB.plural}
@@ -74,8 +76,7 @@ class Jobs:
 
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[Jobs]:
-    kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=yaml.safe_load(crd_yaml()))
-    kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev", "--timeout=30s")
+    install_crd()
     with fresh_namespace("api") as namespace:
         yield Jobs(namespace)
 
@@ -97,6 +98,23 @@ def test_the_api_server_refuses_in_our_words(jobs: Jobs, refusal: Refusal) -> No
     assert {str(problem) for problem in validate(refusal.job)} == {refusal.says}
 
 
+@pytest.mark.parametrize("refusal", BY_BOUND, ids=lambda refusal: refusal.name)
+def test_the_api_server_speaks_of_bounds_as_we_do(jobs: Jobs, refusal: Refusal) -> None:
+    with pytest.raises(ApiException) as caught:
+        jobs.create(refusal.job)
+    said = words(caught.value)
+    assert refusal.says in said
+    assert said == {str(problem) for problem in validate(refusal.job)}
+
+
+@pytest.mark.parametrize(("strategy", "task"), ALLOWED)
+def test_every_pair_that_works_is_taken_with_the_same_defaults(
+    jobs: Jobs, strategy: StrategyType, task: TaskType
+) -> None:
+    job = job_of(strategy, task)
+    assert jobs.create(job)["spec"] == admit(job)["spec"]
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
 def test_the_api_server_judges_changes_as_we_do(jobs: Jobs, change: Change) -> None:
     stored = jobs.stored(change.before)
@@ -109,7 +127,7 @@ def test_the_api_server_judges_changes_as_we_do(jobs: Jobs, change: Change) -> N
     assert bool(found) == change.refused
 
 
-@pytest.mark.parametrize("job", [minimal(), full()], ids=["minimal", "full"])
+@pytest.mark.parametrize("job", [minimal(), *FULLS.values()], ids=["minimal", *FULLS])
 def test_defaults_are_the_same_here_and_there(jobs: Jobs, job: Object) -> None:
     assert jobs.create(job)["spec"] == admit(job)["spec"]
 

@@ -35,7 +35,7 @@ from finetune_operator.cluster.port import (
     Object,
 )
 from tests.chart.rendering import of_kind
-from tests.e2e.cluster import apply, fresh_namespace, get, items, kubectl
+from tests.e2e.cluster import apply, fresh_namespace, get, install_crd, items, kubectl
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
@@ -43,8 +43,7 @@ SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[str]:
-    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds" / "finetunejobs.yaml"))
-    kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev", "--timeout=60s")
+    install_crd()
     with fresh_namespace("operator-api") as name:
         yield name
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 Steps = tuple[str | int, ...]
@@ -43,6 +44,14 @@ def path_of(steps: Iterable[str | int]) -> str:
 
 def shown(value: Any) -> str:
     """A value as the API server quotes it."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    if isinstance(value, float):
+        return number(value)
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def number(value: float) -> str:
+    """As Go writes a float64: the fewest digits that name it, with an exponent below 1e-4 and from 1e6 on."""
+    digits = Decimal(repr(value)).normalize()
+    if value and not -4 <= digits.adjusted() < 6:
+        return f"{value:.{len(digits.as_tuple().digits) - 1}e}"
+    return str(int(value)) if value.is_integer() else repr(value)

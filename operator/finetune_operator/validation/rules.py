@@ -13,6 +13,8 @@ from finetune_api.schema import LIST_KEYS, LIST_TYPE, RULES, Schema
 from finetune_operator.validation.problems import Problem, Steps, shown
 
 ABSENT: Any = object()
+KINDS = {"FieldValueForbidden": "Forbidden", "FieldValueRequired": "Required value"}
+"""The server's word for a rule's reason; without a reason a value is invalid."""
 
 
 def check_rules(value: Any, schema: Schema, old: Any = ABSENT, steps: Steps = ()) -> Iterator[Problem]:
@@ -46,8 +48,8 @@ def _counterpart(item: Any, old: Any, schema: Schema) -> Any:
 
 def _refusal(rule: dict[str, str], value: Any, steps: Steps) -> Problem:
     where = (*steps, *(step for step in rule.get("fieldPath", "").split(".") if step))
-    if rule.get("reason") == "FieldValueForbidden":
-        return Problem(where, f"Forbidden: {rule['message']}")
+    if (kind := KINDS.get(rule.get("reason", ""))) is not None:
+        return Problem(where, f"{kind}: {rule['message']}")
     # The server quotes what stands at the rule itself, and nothing longer than a scalar.
     quoted = "" if isinstance(value, dict | list) else f"{shown(value)}: "
     return Problem(where, f"Invalid value: {quoted}{rule['message']}")

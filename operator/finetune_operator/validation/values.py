@@ -69,13 +69,19 @@ def _string(value: str, schema: Schema, steps: Steps) -> Iterator[Problem]:
 
 
 def _number(value: float, schema: Schema, steps: Steps) -> Iterator[Problem]:
-    low, high = schema.get("minimum"), schema.get("maximum")
+    low, high = (_bound(schema, side) for side in ("minimum", "maximum"))
     if low is not None and (value < low or (schema.get("exclusiveMinimum") and value == low)):
         words = "greater than" if schema.get("exclusiveMinimum") else "greater than or equal to"
         yield _invalid(value, f"should be {words} {shown(low)}", steps)
     if high is not None and (value > high or (schema.get("exclusiveMaximum") and value == high)):
         words = "less than" if schema.get("exclusiveMaximum") else "less than or equal to"
         yield _invalid(value, f"should be {words} {shown(high)}", steps)
+
+
+def _bound(schema: Schema, side: str) -> float | None:
+    """A bound with the type of its field, which decides how it is quoted."""
+    bound: float | None = schema.get(side)
+    return float(bound) if bound is not None and schema.get("type") == "number" else bound
 
 
 def _list(value: list[Any], schema: Schema, steps: Steps) -> Iterator[Problem]:

@@ -1,0 +1,134 @@
+"""Refused for where and how it runs."""
+
+from __future__ import annotations
+
+from tests.api.refusals.refusal import A_GPU, A_NAME, AN_AMOUNT, LABELS, POD, Refusal
+
+BY_RULE = (
+    Refusal(
+        "a GPU product without GPUs",
+        {"spec.resources.gpuProduct": "NVIDIA-L4"},
+        "spec.resources.gpuProduct: Forbidden: resources.gpuProduct needs a GPU; set resources.gpusPerNode, or remove "
+        "it",
+    ),
+    Refusal(
+        "a GPU product that is no label",
+        {"spec.resources.gpuProduct": "NVIDIA L4", **A_GPU},
+        'spec.resources.gpuProduct: Invalid value: "NVIDIA L4": must be a label\'s value, such as '
+        "NVIDIA-A100-SXM4-80GB",
+    ),
+    Refusal(
+        "a GPU resource without domain",
+        {"spec.resources.gpuResource": "gpu"},
+        'spec.resources.gpuResource: Invalid value: "gpu": must be an extended resource: domain/name',
+    ),
+    Refusal(
+        "gigabytes as people say it",
+        {"spec.resources.memory": "16GB"},
+        f'spec.resources.memory: Invalid value: "16GB": {AN_AMOUNT}',
+    ),
+    Refusal("no processor", {"spec.resources.cpu": 0}, f"spec.resources.cpu: Invalid value: 0: {AN_AMOUNT}"),
+    Refusal(
+        "shared memory by a word",
+        {"spec.resources.sharedMemory": "half"},
+        'spec.resources.sharedMemory: Invalid value: "half": must be auto or a quantity above 0, such as 2, 500m, 16Gi '
+        "or "
+        "1.5T",
+    ),
+    Refusal(
+        "an endpoint without scheme",
+        {"spec.storage.s3.endpoint": "minio:9000"},
+        'spec.storage.s3.endpoint: Invalid value: "minio:9000": must be a URL: http://host:port or https://host',
+    ),
+    Refusal(
+        "a CA for plain http",
+        {"spec.storage.s3": {"endpoint": "http://minio:9000", "caBundleConfigMap": "ca"}},
+        "spec.storage.s3.caBundleConfigMap: Forbidden: caBundleConfigMap is for an endpoint of its own with https://; "
+        "set endpoint, or remove it",
+    ),
+    Refusal(
+        "a CA for AWS",
+        {"spec.storage.s3.caBundleConfigMap": "ca"},
+        "spec.storage.s3.caBundleConfigMap: Forbidden: caBundleConfigMap is for an endpoint of its own with https://; "
+        "set endpoint, or remove it",
+    ),
+    Refusal(
+        "a secret with capitals",
+        {"spec.storage.s3.secretName": "Keys"},
+        f'spec.storage.s3.secretName: Invalid value: "Keys": {A_NAME}',
+    ),
+    Refusal(
+        "a node label with a space",
+        {"spec.scheduling.nodeSelector": {"zone": "a b"}},
+        f"spec.scheduling.nodeSelector: Invalid value: {LABELS}",
+    ),
+    Refusal("a label without a key", {f"{POD}.labels": {"": "x"}}, f"{POD}.labels: Invalid value: {LABELS}"),
+    Refusal(
+        "labels of the operator",
+        {f"{POD}.labels": {"finetune.dev/job": "other"}},
+        f"{POD}.labels: Invalid value: labels under finetune.dev/, app.kubernetes.io/ and batch.kubernetes.io/ are set "
+        "by the operator; choose other keys",
+    ),
+    Refusal(
+        "an annotation with a bad key",
+        {f"{POD}.annotations": {"a b": "x"}},
+        f"{POD}.annotations: Invalid value: keys of annotations have letters, digits, '-', '_' and '.', after an "
+        "optional prefix/",
+    ),
+    Refusal(
+        "annotations of the operator",
+        {f"{POD}.annotations": {"finetune.dev/attempt": "9"}},
+        f"{POD}.annotations: Invalid value: annotations under finetune.dev/ are set by the operator; choose other keys",
+    ),
+    Refusal(
+        "a variable with a hyphen",
+        {f"{POD}.env": [{"name": "A-B"}]},
+        f"{POD}.env[0].name: Invalid value: \"A-B\": the name of a variable has letters, digits and '_' only",
+    ),
+    Refusal(
+        "a variable of the trainer",
+        {f"{POD}.env": [{"name": "PET_NNODES", "value": "9"}]},
+        f'{POD}.env[0].name: Invalid value: "PET_NNODES": this variable is set by the operator; remove it (S3 is set '
+        "by "
+        "storage.s3)",
+    ),
+    Refusal(
+        "a volume with capitals",
+        {f"{POD}.volumes": [{"name": "Cache", "emptyDir": {}}]},
+        f"{POD}.volumes[0].name: Invalid value: \"Cache\": the name of a volume has small letters, digits and '-' only",
+    ),
+    Refusal(
+        "a volume of the trainer",
+        {f"{POD}.volumes": [{"name": "scratch", "emptyDir": {}}]},
+        f'{POD}.volumes[0].name: Invalid value: "scratch": this volume is there anyway; give yours another name',
+    ),
+    Refusal(
+        "a volume of the node",
+        {f"{POD}.volumes": [{"name": "root"}]},
+        f"{POD}.volumes[0]: Invalid value: a volume needs exactly one source; set one of emptyDir, configMap, secret, "
+        "persistentVolumeClaim, csi",
+    ),
+    Refusal(
+        "a mount without its volume",
+        {f"{POD}.volumeMounts": [{"name": "cache", "mountPath": "/cache"}]},
+        f"{POD}: Invalid value: volumeMounts may only name volumes of podTemplate.volumes; add the volume or remove "
+        "the mount",
+    ),
+    Refusal(
+        "a relative mount",
+        {
+            f"{POD}.volumes": [{"name": "cache", "emptyDir": {}}],
+            f"{POD}.volumeMounts": [{"name": "cache", "mountPath": "cache"}],
+        },
+        f"{POD}.volumeMounts[0].mountPath: Invalid value: \"cache\": mountPath must be an absolute path without ':'",
+    ),
+    Refusal(
+        "a mount over the trainer's own",
+        {
+            f"{POD}.volumes": [{"name": "cache", "emptyDir": {}}],
+            f"{POD}.volumeMounts": [{"name": "cache", "mountPath": "/scratch/x"}],
+        },
+        f'{POD}.volumeMounts[0].mountPath: Invalid value: "/scratch/x": the trainer itself uses this path; mount yours '
+        "elsewhere",
+    ),
+)

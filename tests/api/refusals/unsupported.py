@@ -1,0 +1,57 @@
+"""Features that come later."""
+
+from __future__ import annotations
+
+from tests.api.refusals.refusal import POD, Refusal, not_yet, only
+
+UNSUPPORTED = (
+    only(
+        "spec.task.type",
+        "Evaluation",
+        "task type",
+        "Instruction, CausalLM, SequenceClassification, Regression, ImageClassification",
+    ),
+    only(
+        "spec.dataset.format",
+        "preference",
+        "format",
+        "auto, messages, sharegpt, alpaca, prompt-completion, text, labeled, image-folder",
+    ),
+    only(
+        "spec.evaluation.metrics[0]",
+        "rouge",
+        "metric",
+        "perplexity, accuracy, precision, recall, f1, mse, mae, r2",
+    ),
+    only("spec.distributed.sharding", "FSDP", "sharding", "Auto, DDP"),
+    not_yet("spec.model.adapter", {"uri": "s3://a/b"}, "merge the adapter into the model and name that"),
+    Refusal(
+        "models of the hub",
+        {"spec.model.uri": "hf://org/name"},
+        'spec.model.uri: Invalid value: "hf://org/name": hf:// models are not supported yet; copy the model to '
+        "s3:// or pvc:// and name that",
+    ),
+    not_yet("spec.dataset.preparation", {"deduplicate": True}, "prepare the data before the job"),
+    Refusal(
+        "two nodes",
+        {"spec.resources.nodes": 2},
+        "spec.resources.nodes: Invalid value: 2: more than one node is not supported yet; set resources.nodes to 1",
+    ),
+    Refusal(
+        "two GPUs",
+        {"spec.resources.gpusPerNode": 2},
+        "spec.resources.gpusPerNode: Invalid value: 2: more than one GPU is not supported yet; set "
+        "resources.gpusPerNode to 0 or 1",
+    ),
+    not_yet("spec.resources.network", {}, "remove it"),
+    not_yet("spec.distributed.minNodes", 1, "remove it"),
+    not_yet("spec.scheduling.queue", "team", "remove it"),
+    not_yet("spec.scheduling.topologyKey", "zone", "set scheduling.affinity"),
+    not_yet("spec.runPolicy.activeDeadlineSeconds", 60, "set hyperparameters.maxSteps"),
+    not_yet("spec.runPolicy.startDeadlineSeconds", 60, "remove it"),
+    not_yet("spec.runPolicy.stallTimeoutSeconds", 60, "remove it"),
+    not_yet("spec.runPolicy.ttlSecondsAfterFinished", 60, "delete the job yourself"),
+    not_yet("spec.tracking", {}, "remove it"),
+    not_yet(f"{POD}.securityContext", {}, "remove it"),
+    not_yet(f"{POD}.initContainers", [{"name": "a"}], "remove it"),
+)
