@@ -68,6 +68,17 @@ class Structure:
         modules = [module for module in self.model.modules() if is_layer_norm(module) or is_batch_norm(module)]
         return sorted({type(unwrapped(module)).__name__ for module in modules})
 
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether the output head's weights are the embedding's."""
+        linear = (module for module in self.model.modules() if is_linear(module))
+        return not _embedded(self.model).isdisjoint(id(unwrapped(module).weight) for module in linear)
+
+    def example(self, kind: ModuleKind) -> str:
+        """Name of a module of a kind that the model has."""
+        name = next(name for name, place in self.places.items() if place.kind is kind)
+        return name.rpartition(".")[0]
+
     @classmethod
     def of(cls, model: nn.Module) -> Structure:
         """The structure of a model, also one on the meta device, quantised, or inside of a PeftModel.
@@ -98,8 +109,7 @@ class _Walk:
         # PEFT keeps virtual tokens beside the model, and everything else inside of it.
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.base = {id(module) for module in base.modules()}
-        tables = (module for module in base.modules() if isinstance(module, nn.Embedding))
-        self.embedded = {id(parameter) for table in tables for parameter in table.parameters()}
+        self.embedded = _embedded(base)
 
     def _end_of(self, block: str) -> int:
         """Position of the last module of a block; of its list, where it is one of a list's members."""
@@ -144,6 +154,12 @@ class _Walk:
         if "emb" in path.lower():
             return 0
         return self.after if path.rpartition(".")[2].startswith("final") else self._side(path)
+
+
+def _embedded(model: nn.Module) -> set[int]:
+    """Identities of the parameters of all embeddings."""
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    return {id(parameter) for table in tables for parameter in table.parameters()}
 
 
 def _enclosing(path: str) -> list[str]:
