@@ -40,9 +40,9 @@ class Hardware:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return cls(cuda=True, bfloat16=native, flash_attention=find_spec("flash_attn") is not None)
 
-    @property
-    def device(self) -> str:
-        return "cuda" if self.cuda else "cpu"
+    def device_of(self, local_rank: int) -> str:
+        """The device of one of this node's processes."""
+        return f"cuda:{local_rank}" if self.cuda else "cpu"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
-Rows = Iterable[dict[str, "torch.Tensor"]]
+Rows = Iterable[dict[str, torch.Tensor]]
 
 
 def no_examples(count: int) -> Rows:
@@ -29,12 +30,16 @@ class Loaded:
         peft_task: PEFT's word for models with such an output (CAUSAL_LM, SEQ_CLS); None where it has none.
         examples: gives so many training rows, each a batch of one as the model takes it, labels included; the same
             ones every time. On the CPU.
+        compute: precision of the forward and backward pass, under autocast where it is not float32.
+        device: where the model is going to be trained.
     """
 
     model: PreTrainedModel
     fresh: tuple[str, ...] = ()
     peft_task: str | None = None
     examples: Callable[[int], Rows] = no_examples
+    compute: torch.dtype = torch.float32
+    device: str = "cpu"
 
     def is_fresh(self, parameter: str) -> bool:
         """Whether a parameter, by its name in the model, belongs to a fresh module."""

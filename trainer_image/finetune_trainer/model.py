@@ -267,13 +267,16 @@ def load_weights(source: Source, loader: str) -> LoadedWeights:
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters; a 4-bit weight counts as the parameters that it stands for."""
+    """(trainable, all) parameters; a 4-bit weight counts as the parameters that it stands for.
+
+    Where only some elements of a tensor learn, these count.
+    """
     trainable = total = 0
     for parameter in model.parameters():
         shape = getattr(getattr(parameter, "quant_state", None), "shape", None) or parameter.shape
         count = shape.numel()
         total += count
-        trainable += count if parameter.requires_grad else 0
+        trainable += getattr(parameter, "learning_elements", count) if parameter.requires_grad else 0
     return trainable, total
 
 

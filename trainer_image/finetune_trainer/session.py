@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
@@ -14,6 +14,7 @@ from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import BaseFiles, fetch_dataset, fetch_model
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
+from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import Strategy, strategy_of
 from finetune_trainer.tasks import Inputs, Task, task_of
 
@@ -127,9 +128,11 @@ class Start:
                 quantization=strategy.quantization(dtype),
             )
         )
+        loaded = replace(loaded, compute=dtype, device=self.compute.hardware.device_of(context.local_rank))
         strategy.restore(self.output.choice())
         set_seed(spec.hyperparameters.seed)
         model = strategy.prepare(loaded)
+        hold_frozen_statistics(model)
         if context.is_main and (choice := strategy.choice()):
             self.output.keep_choice(choice)
         self.task.finish(model)

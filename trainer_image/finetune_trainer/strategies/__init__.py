@@ -5,15 +5,19 @@ from __future__ import annotations
 from finetune_api.job import StrategySpec, StrategyType
 from finetune_trainer.strategies.base import Strategy
 from finetune_trainer.strategies.full import Full
+from finetune_trainer.strategies.layer_norm import LayerNorm
 from finetune_trainer.strategies.lora import Lora
+from finetune_trainer.strategies.partial import Partial
 from finetune_trainer.strategies.qlora import QLora
 
 __all__ = ["Strategy", "strategy_of"]
 
 STRATEGIES: dict[StrategyType, type[Strategy]] = {
     StrategyType.FULL: Full,
+    StrategyType.PARTIAL: Partial,
     StrategyType.LORA: Lora,
     StrategyType.QLORA: QLora,
+    StrategyType.LAYER_NORM: LayerNorm,
 }
 
 
