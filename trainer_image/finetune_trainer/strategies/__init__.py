@@ -5,6 +5,7 @@ from __future__ import annotations
 from finetune_api.job import StrategySpec, StrategyType
 from finetune_trainer.strategies.base import Strategy
 from finetune_trainer.strategies.full import Full
+from finetune_trainer.strategies.green import Green
 from finetune_trainer.strategies.lora import Lora
 from finetune_trainer.strategies.qlora import QLora
 
@@ -14,6 +15,7 @@ STRATEGIES: dict[StrategyType, type[Strategy]] = {
     StrategyType.FULL: Full,
     StrategyType.LORA: Lora,
     StrategyType.QLORA: QLora,
+    StrategyType.GREEN: Green,
 }
 
 
