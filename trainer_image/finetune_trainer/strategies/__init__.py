@@ -5,6 +5,7 @@ from __future__ import annotations
 from finetune_api.job import StrategySpec, StrategyType
 from finetune_trainer.strategies.base import Strategy
 from finetune_trainer.strategies.full import Full
+from finetune_trainer.strategies.green import Green
 from finetune_trainer.strategies.layer_norm import LayerNorm
 from finetune_trainer.strategies.lora import Lora
 from finetune_trainer.strategies.partial import Partial
@@ -18,6 +19,7 @@ STRATEGIES: dict[StrategyType, type[Strategy]] = {
     StrategyType.LORA: Lora,
     StrategyType.QLORA: QLora,
     StrategyType.LAYER_NORM: LayerNorm,
+    StrategyType.GREEN: Green,
 }
 
 
