@@ -43,4 +43,9 @@ class Loaded:
 
     def is_fresh(self, parameter: str) -> bool:
         """Whether a parameter, by its name in the model, belongs to a fresh module."""
-        return any(parameter == name or parameter.startswith(name + ".") for name in self.fresh)
+        return lies_in(parameter, self.fresh)
+
+
+def lies_in(parameter: str, modules: Iterable[str]) -> bool:
+    """Whether a parameter belongs to one of the modules, by their names in the model."""
+    return any(parameter == name or parameter.startswith(name + ".") for name in modules)

@@ -28,6 +28,9 @@ class Meter(Protocol):
     def metrics(self) -> dict[str, float]:
         """All metrics, by names without the prefix of the evaluation; `loss` among them."""
 
+    def details(self) -> dict[str, Any]:
+        """More for the report, as JSON."""
+
 
 class HeldOutMixin(_Base):
     """Mix in before a Trainer class, and give `meter`: what makes the meter of an evaluation.
@@ -36,6 +39,8 @@ class HeldOutMixin(_Base):
     """
 
     meter: Callable[[], Meter]
+    details: dict[str, Any]
+    """What the meter of the last evaluation told beside metrics."""
 
     def evaluation_loop(
         self,
@@ -62,6 +67,7 @@ class HeldOutMixin(_Base):
                 if self.control.should_training_stop:
                     return EvalLoopOutput(predictions=None, label_ids=None, metrics={}, num_samples=rows)
         self.control.should_training_stop = ending
+        self.details = meter.details()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in meter.metrics().items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)
 
@@ -85,6 +91,9 @@ class TokenMeter:
         """`loss` in nats per trained token, and `perplexity`, its exponential."""
         mean = self._loss / max(self._tokens, 1)
         return {"loss": mean, "perplexity": math.exp(min(mean, LARGEST_EXPONENT))}
+
+    def details(self) -> dict[str, Any]:
+        return {}
 
 
 def _row_losses(trainer: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
