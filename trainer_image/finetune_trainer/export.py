@@ -36,11 +36,14 @@ class Exporter:
     scratch: Path
     stop: Callable[[], None]
 
-    def deliver(self, card: Callable[[str], str]) -> None:
+    def deliver(self, card: Callable[[str], str]) -> Path:
         """Deliver the adapter or model, and with output.merge the merged model; the session's model is used up.
 
         Args:
             card: gives the model card, in Markdown, for `adapter` or `model`.
+
+        Returns:
+            A folder on this machine with what lies in the output's.
 
         Raises:
             TrainerError: what can be read back is not what was trained.
@@ -54,11 +57,12 @@ class Exporter:
         probe = self.session.task.probe(model)
         if not isinstance(strategy, AdapterStrategy):
             self._verify_model(model, delivered, probe)
-            return
+            return delivered
         verification.adapter(strategy, model, delivered, probe, self.session.compute.dtype)
         if self.spec.output.merge:
             self.stop()
             self._deliver_merged(strategy, delivered, {name: tensor.cpu() for name, tensor in probe.items()}, card)
+        return delivered
 
     @property
     def stored(self) -> torch.dtype:

@@ -59,6 +59,30 @@ def fetch_dataset(context: Context, store: Store) -> tuple[list[NamedFile], list
     return train, _fetch_files(context, store, "dataset.validation.uri", held_out, "validation")
 
 
+def fetch_beside(context: Context, store: Store, field: str, uri: str) -> Path:
+    """Bring one JSON file, or the weights of a model's folder, here.
+
+    Args:
+        field: what names the address, such as `spec.strategy.select.angle.from`.
+
+    Raises:
+        UsageError: there is no such file, or no weights in the folder.
+    """
+    folder = context.scratch / "beside"
+    try:
+        if uri.endswith(".json"):
+            (path,) = store.download(uri, folder, _reported(context, "angles"))
+            return path
+        infos = [info for info in store.list(uri.rstrip("/") + "/") if info.uri.endswith(".safetensors")]
+        for info in infos:
+            store.download(info.uri, folder, _reported(context, "fine-tuned model"))
+    except MissingError as error:
+        raise UsageError(f"{field}: {error.message}", error.advice) from error
+    if not infos:
+        raise UsageError(f"{field}: {uri} holds no *.safetensors", "name a model's folder, or an angles.json")
+    return store.folder(uri.rstrip("/") + "/", folder)
+
+
 def _fetch_files(context: Context, store: Store, field: str, uri: str, name: str) -> list[NamedFile]:
     try:
         infos = store.list(uri)

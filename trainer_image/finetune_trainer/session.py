@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
@@ -12,7 +13,7 @@ from finetune_trainer.arguments import common_arguments, refuse_what_cannot_work
 from finetune_trainer.callbacks import ProgressCallback, StopCallback, StopwatchCallback
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.hardware import Compute
-from finetune_trainer.inputs import BaseFiles, fetch_dataset, fetch_model
+from finetune_trainer.inputs import BaseFiles, fetch_beside, fetch_dataset, fetch_model
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
 from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import Strategy, strategy_of
@@ -88,6 +89,7 @@ class Start:
         processor = task.read_processor(base.folder, config)
         prepared = self._prepare()
         task.configure(config)
+        self.strategy.gather(partial(fetch_beside, self.context, self.store), base.folder)
         model = self._model(base, config)
         self.context.stop.check()
         parameters = parameter_counts(model)

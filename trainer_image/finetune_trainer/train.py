@@ -11,6 +11,10 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.contract import CheckpointRef, OutputRef, Result, Stage
+from finetune_trainer.angle import FILE as ANGLES_FILE
+from finetune_trainer.angle import Angle, OtherModelError
+from finetune_trainer.angle import measure as measure_angles
+from finetune_trainer.angle import to_json as angles_to_json
 from finetune_trainer.callbacks import trained_seconds
 from finetune_trainer.checkpoints import Checkpoints, Manifest
 from finetune_trainer.errors import DivergedError, StoppedError
@@ -168,12 +172,25 @@ def _deliver(
     )
     context.reporter.stage(Stage.EXPORTING, uri)
     exporter = Exporter(store, context.job.spec, session, context.scratch, context.stop.check)
-    exporter.deliver(lambda kind: card(report, kind, session.strategy.loading, session.task))
+    delivered = exporter.deliver(lambda kind: card(report, kind, session.strategy.loading, session.task))
+    report.angles = _angles(context, session, delivered)
+    if report.angles:
+        output.write_text(f"report/{ANGLES_FILE}", angles_to_json(report.angles))
     output.write("report/report.json", report)
     output.write_text("report/index.html", page(report))
     # Last: whoever finds it can rely on everything else.
     output.write("result.json", result)
     return result
+
+
+def _angles(context: Context, session: Session, delivered: Path) -> list[Angle]:
+    """How far training has turned each block; nothing for adapters, and where blocks were added."""
+    if session.strategy.output_kind != "model":
+        return []
+    try:
+        return measure_angles(session.trainer.model, session.base.folder, delivered, context.stop.check)
+    except OtherModelError:
+        return []
 
 
 def _result(context: Context, session: Session, output: OutputRef, before: Measured, after: Measured) -> Result:

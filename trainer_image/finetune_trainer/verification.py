@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from finetune_trainer import tensors
 from finetune_trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -72,28 +73,13 @@ def adapter(
 
 def differs_from(base: Path, delivered: Path) -> None:
     """Raise VerificationError when a delivered model is bit-equal to the base; holds one tensor of each at a time."""
-    original, result = _index(base), _index(delivered)
+    original, result = tensors.index(base), tensors.index(delivered)
     common = original.keys() & result.keys()
-    if common and all(torch.equal(_tensor(original, name), _tensor(result, name)) for name in sorted(common)):
+    if common and all(
+        torch.equal(tensors.tensor(original, name), tensors.tensor(result, name)) for name in sorted(common)
+    ):
         raise VerificationError(
             "the delivered model is bit by bit the base",
             "train for more steps or with a higher hyperparameters.learningRate: smaller changes vanish in the "
             "precision that the base is stored in",
         )
-
-
-def _index(folder: Path) -> dict[str, Path]:
-    from safetensors import safe_open
-
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
-    return found
-
-
-def _tensor(index: dict[str, Path], name: str) -> torch.Tensor:
-    from safetensors import safe_open
-
-    with safe_open(index[name], framework="pt") as file:
-        return file.get_tensor(name)

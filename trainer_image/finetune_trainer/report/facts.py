@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finetune_api.common import Message
 from finetune_api.contract import Result
+from finetune_trainer.angle import Angle
 
 
 class Report(Message):
@@ -17,6 +18,7 @@ class Report(Message):
     spec: dict[str, Any] = Field(description="The job's spec with all defaults filled in, without its pod additions.")
     data: dict[str, Any] = Field(description="What the dataset held, what was left out, and a row with its mask.")
     evaluation: dict[str, Any] = Field({}, description="More of the tuned model's evaluation, as the task knows it.")
+    angles: list[Angle] = Field([], description="How far each block's parts have turned, where a model is delivered.")
     history: list[dict[str, float]] = Field(description="Loss, learning rate and evaluations by step.")
     warnings: list[str] = []
 

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from finetune_trainer.report.facts import Report
-from finetune_trainer.report.svg import line_chart
+from finetune_trainer.report.svg import bar_chart, line_chart
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1f2933}
@@ -30,6 +30,7 @@ def page(report: Report) -> str:
         "<h2>Curves</h2>"
         + line_chart("Loss", {"training": report.curve("loss"), "held-out": report.curve("eval_loss")})
         + line_chart("Learning rate", {"learning rate": report.curve("learning_rate")}),
+        "<h2>Fine-tuned angles</h2>" + _angles(report) if report.angles else "",
         "<h2>Answers to held-out prompts</h2>" + _samples(result.samples) if result.samples else "",
         "<h2>Data</h2>" + _tree(report.data),
         "<h2>Settings</h2>" + _tree(report.spec),
@@ -58,6 +59,16 @@ def _metrics(report: Report) -> str:
         for name, value in sorted(report.result.metrics.items())
     )
     return f"<table><tr><th>Metric<th>Base model<th>Tuned{rows}</table>"
+
+
+def _angles(report: Report) -> str:
+    kinds = dict.fromkeys(angle.kind for angle in report.angles)
+    bars = {kind.value: [(a.layer, a.angle) for a in report.angles if a.kind is kind] for kind in kinds}
+    text = (
+        "<p>How far training has turned the weights of each block, in degrees. A large angle is what this task changed "
+        "most; <code>strategy.select.angle</code> of another job picks by it.</p>"
+    )
+    return text + bar_chart("Angle in degrees by block", bars)
 
 
 def _samples(samples: list[dict[str, str]]) -> str:

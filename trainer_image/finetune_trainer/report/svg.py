@@ -1,4 +1,4 @@
-"""Line charts as SVG text, so that the page needs nothing but itself."""
+"""Charts as SVG text, so that the page needs nothing but itself."""
 
 from __future__ import annotations
 
@@ -23,9 +23,37 @@ def line_chart(title: str, curves: dict[str, Points]) -> str:
         f'<text x="{WIDTH - MARGIN}" y="{16 + 16 * i}" fill="{color}" text-anchor="end">{name}</text>'
         for i, ((name, curve), color) in enumerate(zip(drawn.items(), COLORS, strict=False))
     ]
+    return _figure(title, axes(xs, ys) + "".join(lines))
+
+
+def bar_chart(title: str, series: dict[str, Points]) -> str:
+    """Bars of up to two series, side by side over whole numbers; empty text when there is nothing to draw."""
+    points = [point for bars in series.values() for point in bars]
+    if not points:
+        return ""
+    # Half a place on both sides, so that the outermost bars lie within the frame.
+    xs = (min(x for x, _ in points) - 0.5, max(x for x, _ in points) + 0.5)
+    ys = (0.0, max(y for _, y in points) or 1.0)
+    width = 0.8 / len(series)
+    parts = [
+        f'<g fill="{color}">{"".join(bar(x - 0.4 + number * width, y, width, xs, ys) for x, y in bars)}'
+        f'<text x="{WIDTH - MARGIN}" y="{16 + 16 * number}" text-anchor="end">{name}</text></g>'
+        for number, ((name, bars), color) in enumerate(zip(series.items(), COLORS, strict=False))
+    ]
+    return _figure(title, axes(xs, ys, (xs[0] + 0.5, xs[1] - 0.5)) + "".join(parts))
+
+
+def bar(left: float, top: float, width: float, xs: tuple[float, float], ys: tuple[float, float]) -> str:
+    """One bar from 0 up."""
+    start, end = (_scaled(x, xs, MARGIN, WIDTH - 8) for x in (left, left + width))
+    height = _scaled(top, ys, 0, HEIGHT - 32)
+    return f'<rect x="{start:.1f}" y="{HEIGHT - 24 - height:.1f}" width="{end - start:.1f}" height="{height:.1f}"/>'
+
+
+def _figure(title: str, content: str) -> str:
     return (
         f'<figure><figcaption>{title}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
-        f"{axes(xs, ys)}{''.join(lines)}</svg></figure>"
+        f"{content}</svg></figure>"
     )
 
 
@@ -46,14 +74,15 @@ def path(points: Points, xs: tuple[float, float], ys: tuple[float, float]) -> st
     return " ".join(f"{_scaled(x, xs, MARGIN, WIDTH - 8):.1f},{_scaled(y, ys, HEIGHT - 24, 8):.1f}" for x, y in points)
 
 
-def axes(xs: tuple[float, float], ys: tuple[float, float]) -> str:
-    """A frame with the ends of both axes written at it."""
+def axes(xs: tuple[float, float], ys: tuple[float, float], named: tuple[float, float] | None = None) -> str:
+    """A frame with the ends of both axes written at it; `named` is written for those of the horizontal one."""
+    first, last = named or xs
     return (
         f'<path d="M{MARGIN} 8V{HEIGHT - 24}H{WIDTH - 8}" fill="none" stroke="#888"/>'
         f'<text x="{MARGIN - 4}" y="16" text-anchor="end">{ys[1]:.3g}</text>'
         f'<text x="{MARGIN - 4}" y="{HEIGHT - 26}" text-anchor="end">{ys[0]:.3g}</text>'
-        f'<text x="{MARGIN}" y="{HEIGHT - 8}">{xs[0]:g}</text>'
-        f'<text x="{WIDTH - 8}" y="{HEIGHT - 8}" text-anchor="end">{xs[1]:g}</text>'
+        f'<text x="{MARGIN}" y="{HEIGHT - 8}">{first:g}</text>'
+        f'<text x="{WIDTH - 8}" y="{HEIGHT - 8}" text-anchor="end">{last:g}</text>'
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
 
     from finetune_trainer.loaded import Loaded
+
+Fetch = Callable[[str, str], Path]
+"""Brings the file or model folder at an address here; called with the field that names it, and the address."""
 
 WHOLE_MODEL = 'from transformers import {loader}\n\nmodel = {loader}.from_pretrained("<this folder>")'
 
@@ -40,6 +44,13 @@ class Strategy(ABC):
     def quantization(self, compute: torch.dtype) -> BitsAndBytesConfig | None:
         """How the base is quantised when it is loaded; None: not at all."""
         return None
+
+    def gather(self, fetch: Fetch, base: Path) -> None:
+        """Bring here what the spec names beside the base; called once, before `prepare`.
+
+        Args:
+            base: folder of the base model.
+        """
 
     @abstractmethod
     def prepare(self, base: Loaded) -> PreTrainedModel:
