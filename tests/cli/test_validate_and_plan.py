@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.support.s3 import S3Server
 from tests.support.shell import Shell
 
 JOB = """\
@@ -132,3 +133,66 @@ def test_plan_begins_with_what_follows_from_the_strategy(shell: Shell) -> None:
     comments = [line for line in shell.run("plan", "job.yaml").stdout.splitlines() if line.startswith("#")]
     assert comments[0] == "# default/tune: LoRA for Instruction"
     assert "# resolved: spec.hyperparameters.learningRate = 0.0002" in comments
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 8,
+    "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+
+
+def comments(shell: Shell, job: str) -> list[str]:
+    shell.write("job.yaml", job)
+    done = shell.run("plan", "job.yaml")
+    assert done.returncode == 0, done.stderr
+    return [line.removeprefix("# ") for line in done.stdout.splitlines() if line.startswith("#")]
+
+
+def partial(shell: Shell, select: str) -> str:
+    (shell.folder / "model").mkdir(exist_ok=True)
+    shell.write("model/config.json", json.dumps(LLAMA))
+    local = JOB.replace("s3://models/tiny", f"file://{shell.folder}/model")
+    return local.replace("{type: LoRA}", f"{{type: Partial, select: {select}}}")
+
+
+def test_plan_tells_what_will_train_from_the_configuration_alone(shell: Shell) -> None:
+    found = comments(shell, partial(shell, "{layers: {last: 2}, modules: [Attention, LayerNorm]}"))
+    told = found[next(i for i, line in enumerate(found) if line.startswith("will train")) :]
+    assert told == [
+        "will train 424 of 3,400 parameters (12.471%)",
+        "  blocks 2-3: self_attn.q_proj (Attention, 128)",
+        "  blocks 2-3: self_attn.k_proj (Attention, 64)",
+        "  blocks 2-3: self_attn.v_proj (Attention, 64)",
+        "  blocks 2-3: self_attn.o_proj (Attention, 128)",
+        "  blocks 2-3: input_layernorm (LayerNorm, 16)",
+        "  blocks 2-3: post_attention_layernorm (LayerNorm, 16)",
+        "  model.norm (LayerNorm, 8)",
+    ]
+
+
+def test_plan_tells_what_the_architecture_does_not_have(shell: Shell) -> None:
+    assert comments(shell, partial(shell, "{layers: {indices: [40]}}"))[-1] == (
+        "what will train is not known: spec.strategy.select.layers.indices: there is no block 40; the model has blocks "
+        "0 to 3; count from 0, at the input"
+    )
+
+
+def test_plan_reads_the_configuration_from_a_bucket(shell: Shell, s3_server: S3Server, bucket: str) -> None:
+    shell.environ |= s3_server.environ()
+    job = partial(shell, "{modules: [Head]}").replace(f"file://{shell.folder}/model", f"s3://{bucket}/tiny")
+    missing = f"what will train is not known: there is no object s3://{bucket}/tiny/config.json"
+    assert comments(shell, job)[-1].startswith(missing)
+    shell.run("storage", "cp", "model", f"s3://{bucket}/tiny/")
+    assert comments(shell, job)[-1] == "  lm_head (Head, 512)"
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("pvc://claim/model", "pvc://claim/model lies on a volume of the cluster, out of this command's reach"),
+        ("file:///nowhere", "there is no config.json in /nowhere"),
+        ("s3://models/tiny", "neither the job nor the environment names an S3 endpoint, such as AWS_ENDPOINT_URL_S3"),
+    ],
+)
+def test_plan_says_why_it_cannot_tell_what_will_train(shell: Shell, uri: str, why: str) -> None:
+    assert comments(shell, JOB.replace("s3://models/tiny", uri))[-1] == f"what will train is not known: {why}"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FILE = "angles.json"
 RANKED = (ModuleKind.ATTENTION, ModuleKind.FEED_FORWARD)
 CHUNK = 1 << 14
-"""Elements that are held in float64 at a time, of each side: what stays in a core's cache takes a twelfth of the time."""
+"""Elements that are held in float64 at a time: what stays in a core's cache takes a twelfth of the time."""
 
 PartKey = tuple[int, ModuleKind]
 Pairs = Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]

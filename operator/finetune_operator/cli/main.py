@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser("validate", help="check files as the API server would, with lines")
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    plan = commands.add_parser("plan", help="show the manifests that the operator would create")
+    plan = commands.add_parser("plan", help="show what would train, and the manifests that the operator would create")
     plan.add_argument("file", type=Path, metavar="FILE")
     _add_run(commands.add_parser("run", help="run a job on this machine, or go on with it"))
     keep = commands.add_parser(
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("name", nargs="?")
     logs = commands.add_parser("logs", help="show what the newest pod of a job has written")
     logs.add_argument("name")
-    for command in (get, logs):
+    for command in (plan, get, logs):
         command.add_argument("--state-dir", type=Path, default=STATE_DIR, help="folder of `finetune run` [%(default)s]")
     return parser
 

@@ -1,9 +1,10 @@
-"""`finetune plan`: what the operator would create."""
+"""`finetune plan`: what the operator would create, and what the trainer would train."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -11,6 +12,7 @@ import yaml
 from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
 from finetune_operator.cli.documents import read_job
+from finetune_operator.cli.preview import what_trains
 from finetune_operator.cli.validate import admitted
 from finetune_operator.plan import plan
 from finetune_operator.settings import load
@@ -35,7 +37,7 @@ def show_plan(options: argparse.Namespace) -> int:
     document = admitted(read_job(options.file))
     job = FineTuneJob.from_wire(document)
     manifests = plan(job, load([])).all()
-    print("\n".join(f"# {line}" for line in summary(job)))
+    print("\n".join(f"# {line}" for line in chain(summary(job), what_trains(job, options.state_dir))))
     print(yaml.dump_all(manifests, Dumper=Dumper, sort_keys=False, width=120, explicit_start=True), end="")
     return 0
 

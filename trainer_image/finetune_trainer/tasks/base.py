@@ -14,6 +14,7 @@ from finetune_trainer.data.samples import Sample
 from finetune_trainer.data.sources import NamedFile
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import Measured
+from finetune_trainer.heads import skeleton
 from finetune_trainer.loaded import Loaded
 from finetune_trainer.model import FIELD, Source, load_weights
 
@@ -96,6 +97,10 @@ class Task(ABC):
         found = load_weights(source, self.loader)
         self.refuse_missing(found.missing, source)
         return Loaded(found.model, peft_task=self.peft_task, examples=self.examples)
+
+    def skeleton(self, source: Source) -> Loaded:
+        """What `load` will give, as far as the configuration tells: without weights, and without looking at data."""
+        return Loaded(skeleton(source, self.loader), peft_task=self.peft_task)
 
     def refuse_missing(self, missing: list[str], source: Source) -> None:
         """Raise UsageError for tensors that the library has filled with random numbers."""

@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainingArguments
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.predictions import PredictionMeter
-from finetune_trainer.heads import Head, draw_again, unquantised
+from finetune_trainer.heads import Head, draw_again, skeleton, unquantised
 from finetune_trainer.loaded import Loaded
 from finetune_trainer.model import FIELD, Source, load_config, load_weights
 from finetune_trainer.tasks.base import Task
@@ -103,6 +103,11 @@ class HeadTask(Task):
         self.fresh = lacking if kept else tuple(dict.fromkeys([*lacking, *head.outputs]))
         draw_again(found.model, self.fresh)
         return Loaded(found.model, fresh=self.fresh, peft_task=self.peft_task, examples=self.examples)
+
+    def skeleton(self, source: Source) -> Loaded:
+        """With a new head: how many answers it has, and whether the base's own serves, only the data tells."""
+        head = Head(source, self.loader)
+        return Loaded(skeleton(source, self.loader), fresh=head.outputs, peft_task=self.peft_task)
 
     def finish(self, model: PreTrainedModel) -> None:
         """Nothing is generated, so nothing is kept for it."""
