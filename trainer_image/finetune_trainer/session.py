@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import set_seed
 
 from finetune_api.contract import Stage
+from finetune_api.job import Weights
 from finetune_trainer.arguments import common_arguments, refuse_what_cannot_work
-from finetune_trainer.callbacks import ProgressCallback, StopCallback, StopwatchCallback
+from finetune_trainer.callbacks import CourseCallback, ProgressCallback, StopCallback, StopwatchCallback
 from finetune_trainer.data.prepared import Prepared
+from finetune_trainer.evaluation.course import Watch
 from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import BaseFiles, fetch_dataset, fetch_model
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
@@ -139,12 +141,19 @@ class Start:
         return model
 
     def _trainer(self, model: PreTrainedModel, prepared: Prepared) -> JobTrainer:
-        context, task = self.context, self.task
-        common = common_arguments(context.job.spec, prepared, self.compute, context.scratch)
-        callbacks = [ProgressCallback(context.reporter, task.metrics), StopCallback(context.stop), StopwatchCallback()]
+        context, task, spec = self.context, self.task, self.context.job.spec
+        common = common_arguments(spec, prepared, self.compute, context.scratch)
+        watch = Watch.of(spec.evaluation) if spec.output.weights is Weights.BEST else None
+        callbacks = [
+            ProgressCallback(context.reporter, task.metrics),
+            CourseCallback(context.reporter, watch, spec.evaluation.early_stopping),
+            # After what asks for evaluations and checkpoints: the stop overrules it.
+            StopCallback(context.stop),
+            StopwatchCallback(),
+        ]
         learning = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         trainer = task.trainer(model, task.arguments(common, self.compute), callbacks)
-        trainer.learning = learning
+        trainer.learning, trainer.watch = learning, watch
         self.strategy.attach(trainer)
         return trainer
 
