@@ -13,6 +13,7 @@ from finetune_trainer.arguments import common_arguments, refuse_what_cannot_work
 from finetune_trainer.callbacks import CourseCallback, ProgressCallback, StopCallback, StopwatchCallback
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.evaluation.course import Watch
+from finetune_trainer.groups import peak_rates, spared
 from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import BaseFiles, fetch_dataset, fetch_model
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
@@ -21,8 +22,9 @@ from finetune_trainer.strategies import Strategy, strategy_of
 from finetune_trainer.tasks import Inputs, Task, task_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
+    from finetune_trainer.loaded import Loaded
     from finetune_trainer.result import Output
     from finetune_trainer.runtime import Context
     from finetune_trainer.storage import Store
@@ -90,11 +92,11 @@ class Start:
         processor = task.read_processor(base.folder, config)
         prepared = self._prepare()
         task.configure(config)
-        model = self._model(base, config)
+        loaded = self._model(base, config)
         self.context.stop.check()
-        parameters = parameter_counts(model)
+        parameters = parameter_counts(loaded.model)
         self._tell(parameters)
-        trainer = self._trainer(model, prepared)
+        trainer = self._trainer(loaded, prepared)
         return Session(base, config, self.compute, self.strategy, task, processor, prepared, parameters, trainer)
 
     def _prepare(self) -> Prepared:
@@ -112,7 +114,8 @@ class Start:
             context.reporter.warn(warning)
         return prepared
 
-    def _model(self, base: BaseFiles, config: PretrainedConfig) -> PreTrainedModel:
+    def _model(self, base: BaseFiles, config: PretrainedConfig) -> Loaded:
+        """The base as the strategy has prepared it."""
         context, strategy = self.context, self.strategy
         context.stop.check()
         spec = context.job.spec
@@ -138,10 +141,10 @@ class Start:
         if context.is_main and (choice := strategy.choice()):
             self.output.keep_choice(choice)
         self.task.finish(model)
-        return model
+        return replace(loaded, model=model)
 
-    def _trainer(self, model: PreTrainedModel, prepared: Prepared) -> JobTrainer:
-        context, task, spec = self.context, self.task, self.context.job.spec
+    def _trainer(self, loaded: Loaded, prepared: Prepared) -> JobTrainer:
+        context, task, spec, model = self.context, self.task, self.context.job.spec, loaded.model
         common = common_arguments(spec, prepared, self.compute, context.scratch)
         watch = Watch.of(spec.evaluation) if spec.output.weights is Weights.BEST else None
         callbacks = [
@@ -154,6 +157,8 @@ class Start:
         learning = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         trainer = task.trainer(model, task.arguments(common, self.compute), callbacks)
         trainer.learning, trainer.watch = learning, watch
+        trainer.rates = peak_rates(model, learning, spec.hyperparameters)
+        trainer.undecayed = spared(model, spec.hyperparameters.no_weight_decay)
         self.strategy.attach(trainer)
         return trainer
 
