@@ -16,10 +16,12 @@ from finetune_trainer.evaluation.course import Watch
 from finetune_trainer.groups import peak_rates, spared
 from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import BaseFiles, fetch_dataset, fetch_model
+from finetune_trainer.learning import allow_pauses
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
 from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import Strategy, strategy_of
 from finetune_trainer.tasks import Inputs, Task, task_of
+from finetune_trainer.unfreezing import UnfreezingCallback, stages
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -159,8 +161,19 @@ class Start:
         trainer.learning, trainer.watch = learning, watch
         trainer.rates = peak_rates(model, learning, spec.hyperparameters)
         trainer.undecayed = spared(model, spec.hyperparameters.no_weight_decay)
+        self._unfreeze(trainer, loaded)
         self.strategy.attach(trainer)
         return trainer
+
+    def _unfreeze(self, trainer: JobTrainer, loaded: Loaded) -> None:
+        """Let what learns do so by and by, where the spec says so."""
+        options = self.context.job.spec.strategy.unfreezing
+        if options is None:
+            return
+        fresh = {name for name in trainer.learning if loaded.is_fresh(name)}
+        schedule = stages(loaded.model, trainer.learning, fresh, options)
+        trainer.add_callback(UnfreezingCallback(schedule, options, self.context.reporter))
+        allow_pauses(trainer)
 
     def _tell(self, parameters: tuple[int, int]) -> None:
         trainable, total = parameters
