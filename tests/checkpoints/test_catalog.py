@@ -137,6 +137,37 @@ def test_the_newest_are_kept_and_what_is_incomplete_before_them_goes(store, root
     assert kept == {"step-00000020", "step-00000030"}
 
 
+def test_the_best_one_is_kept_beside_the_newest_until_a_better_one_is_complete(store, root, tmp_path):
+    save(store, root, tmp_path, 10, keep=1, best=10)
+    for step in (20, 30):
+        save(store, root, tmp_path, step, keep=1, best=10)
+    assert steps(store, root) == [30, 10]
+    better = Submission(
+        folder=str(tmp_path / "gone"), root=root, keep=1, manifest=IDENTITY.model_copy(update={"step": 40, "best": 40})
+    )
+    with pytest.raises(FileNotFoundError):
+        commit(store, better)
+    assert steps(store, root) == [30, 10]
+    save(store, root, tmp_path, 50, keep=1, best=50)
+    assert steps(store, root) == [50]
+
+
+def test_one_step_is_fetched_by_its_number(store, root, tmp_path):
+    for step in (10, 20):
+        save(store, root, tmp_path, step)
+    checkpoints = Checkpoints(store, root, IDENTITY, keep=lambda: 3, on_commit=lambda ref: None)
+    assert (checkpoints.fetch(10, tmp_path / "best") / "weights").read_bytes().endswith(b"10")
+    with pytest.raises(catalog.CorruptCheckpointError, match="no complete checkpoint of step 15"):
+        checkpoints.fetch(15, tmp_path / "best")
+
+
+@given(steps=st.sets(st.integers(0, 9), min_size=1), keep=st.integers(1, 4), best=st.integers(0, 9))
+def test_retention_never_removes_the_best(steps, keep, best):
+    gone = catalog.expired(steps, keep, best)
+    assert best not in gone
+    assert set(gone) | {best} == set(catalog.expired(steps, keep)) | {best}
+
+
 @given(steps=st.sets(st.integers(0, 10**8 - 1), min_size=1), keep=st.integers(1, 100))
 def test_retention_never_removes_the_newest(steps, keep):
     gone = catalog.expired(steps, keep)

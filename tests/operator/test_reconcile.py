@@ -57,6 +57,17 @@ async def test_a_job_goes_from_creation_to_success_with_the_trainers_result() ->
     assert await world.events() == [("Succeeded", status["message"])]
 
 
+async def test_success_says_why_training_ended_early_and_whose_weights_are_delivered() -> None:
+    world = await started()
+    early = {"exportedStep": 30, "stoppedEarly": "eval_loss did not improve in 3 evaluations"}
+    await world.end(0, json.dumps({"exitCode": 0, "result": RESULT["result"] | early}))
+    await world.settle()
+    assert (await world.status())["message"] == (
+        "The adapter is at s3://out/tune/adapter after 40 steps (stopped early: eval_loss did not improve in 3 "
+        "evaluations), with the weights of step 30, eval_loss 1.831"
+    )
+
+
 async def test_from_creation_to_success_eight_writes_are_enough_one_of_them_for_progress() -> None:
     world = World()
     counting = FaultyCluster(world.cluster)

@@ -60,7 +60,7 @@ STOPS = {
     "LoRA": [{"step": 1}, {"step": 4}, {"step": 5}],
     "QLoRA": [{"step": 4}],
 }
-"""An evaluation is due after every second step: a stop at step 4 skips one that an undisturbed run has."""
+"""An evaluation is due after every second step: what a stop at step 4 skips, the next attempt makes up for."""
 
 
 @pytest.mark.parametrize("strategy", STOPS)

@@ -1,4 +1,4 @@
-"""What happens at every step beside the step itself: progress, the answer to SIGTERM."""
+"""What happens at every step beside the step itself: progress, the answer to SIGTERM, judging evaluations."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from finetune_api.contract import Stage
+from finetune_trainer.evaluation.course import Watch, parted, why_to_stop
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
+    from finetune_api.evaluation import EarlyStopping
     from finetune_trainer.preemption import StopFlag
     from finetune_trainer.progress import Reporter
 
@@ -88,6 +90,57 @@ class StopCallback(TrainerCallback):
         self.stopped = True
         control.should_save = True
         control.should_training_stop = True
+
+
+WAY_OUT = (
+    "it learns by heart; fewer epochs, evaluation.earlyStopping, hyperparameters.dropout or weightDecay, or more data "
+    "help"
+)
+
+
+class CourseCallback(TrainerCallback):
+    """After every evaluation: a checkpoint if it is the best so far, the end if patience is over, a warning if due.
+
+    All of it follows from the log of the run, so nothing has to be kept.
+
+    Args:
+        watch: what makes a step the best; None: no checkpoint is due for that.
+        early: when to stop; None: never.
+    """
+
+    def __init__(self, reporter: Reporter, watch: Watch | None, early: EarlyStopping | None) -> None:
+        self._reporter, self._watch, self._early = reporter, watch, early
+        self._training = self._warned = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._training = True
+        # What stopped early may have been killed before it had delivered.
+        self._stop_early(state, control)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._training = False
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not self._training:
+            return
+        best = self._watch.best(state.log_history) if self._watch else None
+        if best is not None and best.step == state.global_step:
+            control.should_save = True
+        self._stop_early(state, control)
+        self._warn(state)
+
+    def _stop_early(self, state: TrainerState, control: TrainerControl) -> None:
+        why = why_to_stop(state.log_history, self._early) if self._early else ""
+        if why:
+            self._reporter.stage(Stage.TRAINING, f"stopped early: {why}")
+            control.should_save = True
+            control.should_training_stop = True
+
+    def _warn(self, state: TrainerState) -> None:
+        how = "" if self._warned else parted(state.log_history)
+        if how:
+            self._warned = True
+            self._reporter.warn(f"{how}: {WAY_OUT}")
 
 
 class StopwatchCallback(TrainerCallback, ExportableState):

@@ -9,19 +9,25 @@ from typing import TYPE_CHECKING, Any
 from transformers import set_seed
 
 from finetune_api.contract import Stage
+from finetune_api.job import Weights
 from finetune_trainer.arguments import common_arguments, refuse_what_cannot_work
-from finetune_trainer.callbacks import ProgressCallback, StopCallback, StopwatchCallback
+from finetune_trainer.callbacks import CourseCallback, ProgressCallback, StopCallback, StopwatchCallback
 from finetune_trainer.data.prepared import Prepared
+from finetune_trainer.evaluation.course import Watch
+from finetune_trainer.groups import peak_rates, spared
 from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import BaseFiles, fetch_beside, fetch_dataset, fetch_model
+from finetune_trainer.learning import allow_pauses
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
 from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import Strategy, strategy_of
 from finetune_trainer.tasks import Inputs, Task, task_of
+from finetune_trainer.unfreezing import UnfreezingCallback, stages
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
+    from finetune_trainer.loaded import Loaded
     from finetune_trainer.result import Output
     from finetune_trainer.runtime import Context
     from finetune_trainer.storage import Store
@@ -90,11 +96,11 @@ class Start:
         prepared = self._prepare()
         task.configure(config)
         self.strategy.gather(partial(fetch_beside, self.context, self.store), base.folder)
-        model = self._model(base, config)
+        loaded = self._model(base, config)
         self.context.stop.check()
-        parameters = parameter_counts(model)
+        parameters = parameter_counts(loaded.model)
         self._tell(parameters)
-        trainer = self._trainer(model, prepared)
+        trainer = self._trainer(loaded, prepared)
         return Session(base, config, self.compute, self.strategy, task, processor, prepared, parameters, trainer)
 
     def _prepare(self) -> Prepared:
@@ -112,7 +118,8 @@ class Start:
             context.reporter.warn(warning)
         return prepared
 
-    def _model(self, base: BaseFiles, config: PretrainedConfig) -> PreTrainedModel:
+    def _model(self, base: BaseFiles, config: PretrainedConfig) -> Loaded:
+        """The base as the strategy has prepared it."""
         context, strategy = self.context, self.strategy
         context.stop.check()
         spec = context.job.spec
@@ -138,17 +145,37 @@ class Start:
         if context.is_main and (choice := strategy.choice()):
             self.output.keep_choice(choice)
         self.task.finish(model)
-        return model
+        return replace(loaded, model=model)
 
-    def _trainer(self, model: PreTrainedModel, prepared: Prepared) -> JobTrainer:
-        context, task = self.context, self.task
-        common = common_arguments(context.job.spec, prepared, self.compute, context.scratch)
-        callbacks = [ProgressCallback(context.reporter, task.metrics), StopCallback(context.stop), StopwatchCallback()]
+    def _trainer(self, loaded: Loaded, prepared: Prepared) -> JobTrainer:
+        context, task, spec, model = self.context, self.task, self.context.job.spec, loaded.model
+        common = common_arguments(spec, prepared, self.compute, context.scratch)
+        watch = Watch.of(spec.evaluation) if spec.output.weights is Weights.BEST else None
+        callbacks = [
+            ProgressCallback(context.reporter, task.metrics),
+            CourseCallback(context.reporter, watch, spec.evaluation.early_stopping),
+            # After what asks for evaluations and checkpoints: the stop overrules it.
+            StopCallback(context.stop),
+            StopwatchCallback(),
+        ]
         learning = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         trainer = task.trainer(model, task.arguments(common, self.compute), callbacks)
-        trainer.learning = learning
+        trainer.learning, trainer.watch = learning, watch
+        trainer.rates = peak_rates(model, learning, spec.hyperparameters)
+        trainer.undecayed = spared(model, spec.hyperparameters.no_weight_decay)
+        self._unfreeze(trainer, loaded)
         self.strategy.attach(trainer)
         return trainer
+
+    def _unfreeze(self, trainer: JobTrainer, loaded: Loaded) -> None:
+        """Let what learns do so by and by, where the spec says so."""
+        options = self.context.job.spec.strategy.unfreezing
+        if options is None:
+            return
+        fresh = {name for name in trainer.learning if loaded.is_fresh(name)}
+        schedule = stages(loaded.model, trainer.learning, fresh, options)
+        trainer.add_callback(UnfreezingCallback(schedule, options, self.context.reporter))
+        allow_pauses(trainer)
 
     def _tell(self, parameters: tuple[int, int]) -> None:
         trainable, total = parameters

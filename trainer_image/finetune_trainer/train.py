@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from datasets import disable_progress_bars
 from transformers import set_seed
@@ -17,8 +17,10 @@ from finetune_trainer.angle import measure as measure_angles
 from finetune_trainer.angle import to_json as angles_to_json
 from finetune_trainer.callbacks import trained_seconds
 from finetune_trainer.checkpoints import Checkpoints, Manifest
+from finetune_trainer.checkpoints.catalog import CorruptCheckpointError
 from finetune_trainer.errors import DivergedError, StoppedError
 from finetune_trainer.evaluation import Measured
+from finetune_trainer.evaluation.course import why_to_stop
 from finetune_trainer.export import Exporter
 from finetune_trainer.report import Report, card, page
 from finetune_trainer.result import Output, samples, versions
@@ -31,6 +33,20 @@ if TYPE_CHECKING:
     from finetune_trainer.tasks.trainer import JobTrainer
 
 Restored = tuple[CheckpointRef, Path]
+
+
+class Trained(NamedTuple):
+    """How training ended.
+
+    Attributes:
+        step: whose weights the model has now.
+        stopped_early: why it ended before its last step, if it did.
+        history: what was logged until then.
+    """
+
+    step: int
+    stopped_early: str
+    history: list[dict[str, float]]
 
 
 def main(context: Context) -> None:
@@ -60,10 +76,11 @@ def _run(context: Context, store: Store, output: Output) -> Result:
         session.trainer.checkpoints = checkpoints
         before = _before(context, session, output)
         _train(context, session.trainer, checkpoints)
+        trained = _trained(context, session.trainer, checkpoints)
     finally:
         checkpoints.close()
     after = _measure(context, session, "the tuned model")
-    return _deliver(context, store, session, output, before=before, after=after)
+    return _deliver(context, store, session, output, trained, before=before, after=after)
 
 
 def _checkpoints(context: Context, store: Store, output: Output, base_digest: str) -> Checkpoints:
@@ -155,19 +172,49 @@ def _steps(context: Context, trainer: JobTrainer, restored: Restored | None) -> 
     trainer.train(resume_from_checkpoint=str(folder))
 
 
+def _trained(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) -> Trained:
+    state, early = trainer.state, context.job.spec.evaluation.early_stopping
+    history = list(state.log_history)
+    why = why_to_stop(history, early) if early and state.global_step < state.max_steps else ""
+    return Trained(_take_best(context, trainer, checkpoints), why, history)
+
+
+def _take_best(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) -> int:
+    """Put the weights of the best step into the model where they are to be delivered; the step whose weights it has."""
+    last, best = trainer.state.global_step, trainer.best_step
+    if best is None or best == last:
+        return last
+    checkpoints.wait()
+    context.reporter.stage(Stage.EVALUATING, f"fetching step {best}, the best one")
+    try:
+        trainer.take_weights(checkpoints.fetch(best, context.scratch / "best"))
+    except CorruptCheckpointError as error:
+        context.reporter.warn(f"step {best} was the best, but step {last} is delivered: {error.message}")
+        return last
+    return best
+
+
 def _deliver(
-    context: Context, store: Store, session: Session, output: Output, *, before: Measured, after: Measured
+    context: Context,
+    store: Store,
+    session: Session,
+    output: Output,
+    trained: Trained,
+    *,
+    before: Measured,
+    after: Measured,
 ) -> Result:
     kind = session.strategy.output_kind
     uri = f"{output.root}/{kind}"
-    result = _result(context, session, OutputRef(uri=uri, kind=kind, report=f"{output.root}/report"), before, after)
+    target = OutputRef(uri=uri, kind=kind, report=f"{output.root}/report")
+    result = _result(context, session, target, trained, before=before, after=after)
     report = Report(
         result=result,
         # Pod additions may hold what somebody wanted nobody to read.
         spec=context.job.spec.model_copy(update={"pod_template": None}).to_wire(),
         data=session.prepared.report,
         evaluation=after.details,
-        history=session.trainer.state.log_history,
+        history=trained.history,
         warnings=context.reporter.snapshot().warnings,
     )
     context.reporter.stage(Stage.EXPORTING, uri)
@@ -193,7 +240,9 @@ def _angles(context: Context, session: Session, delivered: Path) -> list[Angle]:
         return []
 
 
-def _result(context: Context, session: Session, output: OutputRef, before: Measured, after: Measured) -> Result:
+def _result(
+    context: Context, session: Session, output: OutputRef, trained: Trained, *, before: Measured, after: Measured
+) -> Result:
     state = session.trainer.state
     trainable, total = session.parameters
     return Result(
@@ -202,6 +251,8 @@ def _result(context: Context, session: Session, output: OutputRef, before: Measu
         output=output,
         steps=state.global_step,
         epochs=state.epoch,
+        exported_step=trained.step,
+        stopped_early=trained.stopped_early,
         metrics=after.metrics,
         baseline=before.metrics,
         checkpoint=context.reporter.snapshot().checkpoint,

@@ -105,8 +105,14 @@ def _success_sentence(situation: Situation, result: Result | None) -> str:
         uri = situation.job.spec.output.uri.rstrip("/")
         return f"Finished; the pod's last message was lost, the details are in {uri}/result.json"
     loss = result.metrics.get("eval_loss")
+    early = f" (stopped early: {result.stopped_early})" if result.stopped_early else ""
+    chosen = f", with the weights of step {result.exported_step}" if _chosen(result) else ""
     quality = f", eval_loss {number(loss)}" if loss is not None else ""
-    return f"The {result.output.kind} is at {result.output.uri} after {result.steps} steps{quality}"
+    return f"The {result.output.kind} is at {result.output.uri} after {result.steps} steps{early}{chosen}{quality}"
+
+
+def _chosen(result: Result) -> bool:
+    return result.exported_step not in (None, result.steps)
 
 
 def _job_failure(situation: Situation) -> Failure:

@@ -25,6 +25,11 @@ def complete(store: Store, root: str) -> Iterator[Manifest]:
             yield manifest
 
 
+def find(store: Store, root: str, step: int) -> Manifest | None:
+    """The manifest of a complete step; None where there is none."""
+    return next((manifest for manifest in complete(store, root) if manifest.step == step), None)
+
+
 def fetch(store: Store, root: str, manifest: Manifest, directory: Path) -> Path:
     """Download a checkpoint into directory and verify it; the folder with its files, which on a volume is its own.
 
@@ -59,9 +64,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def expired(steps: Iterable[int], keep: int) -> list[int]:
-    """Which of the complete steps go when the newest `keep` stay; oldest first."""
-    return sorted(steps)[:-keep]
+def expired(steps: Iterable[int], keep: int, best: int | None = None) -> list[int]:
+    """Which of the complete steps go when the newest `keep` and the best one stay; oldest first."""
+    return [step for step in sorted(steps)[:-keep] if step != best]
 
 
 def remove_step(store: Store, root: str, step: int) -> None:
@@ -73,14 +78,17 @@ def remove_step(store: Store, root: str, step: int) -> None:
     store.delete([uri for uri in objects if uri not in manifests])
 
 
-def retain(store: Store, root: str, keep: int) -> None:
-    """Keep the newest complete steps; remove the others, and what older attempts left incomplete before the newest."""
+def retain(store: Store, root: str, keep: int, best: int | None = None) -> None:
+    """Keep the newest complete steps and the best one.
+
+    The others are removed, and what older attempts left incomplete before the newest.
+    """
     objects = _objects(store, root)
     steps = {step for uri in objects if (step := step_of(uri)) is not None}
     whole = {step_of(uri) for uri in objects if uri.endswith("/" + MANIFEST_FILE)}
     newest = max((step for step in whole if step is not None), default=0)
     leftovers = [step for step in steps - whole if step < newest]
-    for step in [*leftovers, *expired((step for step in whole if step is not None), keep)]:
+    for step in [*leftovers, *expired((step for step in whole if step is not None), keep, best)]:
         remove_step(store, root, step)
 
 

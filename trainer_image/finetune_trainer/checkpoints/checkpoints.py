@@ -63,6 +63,17 @@ class Checkpoints:
             return manifest.ref(self._root), folder
         return None
 
+    def fetch(self, step: int, directory: Path) -> Path:
+        """Fetch one complete step into directory; the folder with its files.
+
+        Raises:
+            CorruptCheckpointError: it is not there, or not what its manifest says.
+        """
+        manifest = catalog.find(self._store, self._root, step)
+        if manifest is None:
+            raise CorruptCheckpointError(f"there is no complete checkpoint of step {step} in {self._root}")
+        return catalog.fetch(self._store, self._root, manifest, directory)
+
     def refuse_foreign_output(self) -> None:
         """Raise UsageError when the output holds another job's checkpoints; cheap, to be asked before training."""
         newest = next(catalog.complete(self._store, self._root), None)
@@ -82,11 +93,14 @@ class Checkpoints:
                 "put the original model back, or start a new job with another output.uri",
             )
 
-    def submit(self, step: int, folder: Path) -> None:
+    def submit(self, step: int, folder: Path, best: int | None = None) -> None:
         """Hand a finished local folder over; it belongs to the uploader from now on.
 
         Returns at once unless the step before is still on its way: one is in flight at most, so that scratch space
         stays bounded.
+
+        Args:
+            best: the step that is kept however old it is.
 
         Raises:
             TrainerError: the upload of an earlier step failed.
@@ -96,7 +110,7 @@ class Checkpoints:
             folder=str(folder),
             root=self._root,
             keep=self._keep(),
-            manifest=self._identity.model_copy(update={"step": step}),
+            manifest=self._identity.model_copy(update={"step": step, "best": best}),
         )
         # Started by this thread, with which it shall die: the kernel's signal goes by thread, not by process.
         process = self._process or self._start()

@@ -32,6 +32,7 @@ class Manifest(Message):
     world_size: int
     base_digest: str = Field(description="Digest of the frozen base that the trainable part belongs to.")
     created: str = Field("", description="RFC 3339, UTC; set when the step is complete.")
+    best: int | None = Field(None, description="The step with the best evaluation until then, where that counts.")
     files: list[FileEntry] = []
     versions: dict[str, str] = {}
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.trainer_utils import IntervalStrategy
 
 from finetune_trainer.checkpoints.checkpoints import Checkpoints
 from finetune_trainer.errors import UsageError
+from finetune_trainer.evaluation.course import LOSS, Watch
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -71,6 +73,18 @@ class CheckpointingMixin(_Base):
     checkpoints: Checkpoints
     learning: frozenset[str]
     """Names of the parameters that ever learn, whether they do so now or not."""
+    watch: Watch | None = None
+    """By what a step is the best one, whose checkpoint is kept; None: none is kept for that."""
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the best evaluation so far; None where that does not count, or is not known yet."""
+        best = self.watch.best(self.state.log_history) if self.watch else None
+        return best.step if best else None
+
+    def take_weights(self, folder: Path) -> None:
+        """Put the weights of a checkpoint into the model, in place of what has been trained since."""
+        self._load_from_checkpoint(str(folder))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what learns, and only that; exports have their own function."""
@@ -94,15 +108,28 @@ class CheckpointingMixin(_Base):
         for path in folder.iterdir():
             if path.name not in ALLOWED_FILES:
                 path.unlink()
-        self.checkpoints.submit(self.state.global_step, folder)
+        self.checkpoints.submit(self.state.global_step, folder, self.best_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
         load_trainable_state(target, self.learning, Path(resume_from_checkpoint) / WEIGHTS_FILE)
 
     def _run_epoch(self, **arguments: Any) -> None:
+        if self._owes_evaluation():
+            self._evaluate(trial=None, ignore_keys_for_eval=None)
         # Resumed from the last step: the library would train one step more before it looks at the count.
-        if self.state.global_step >= self.state.max_steps:
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(**arguments)
+
+    def _owes_evaluation(self) -> bool:
+        """Whether the stop of an earlier attempt left out the evaluation of the step that this one goes on from.
+
+        Without it a run that was stopped might take another step for the best than one that was not.
+        """
+        state, step = self.state, self.state.global_step
+        if self.args.eval_strategy != IntervalStrategy.STEPS or step == 0:
+            return False
+        due = step % state.eval_steps == 0 or step >= state.max_steps
+        return due and not any(entry["step"] == step and LOSS in entry for entry in state.log_history)

@@ -62,7 +62,8 @@ def commit(store: Store, submission: Submission) -> CheckpointRef:
         update={"files": entries, "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
     )
     store.write_bytes(f"{target}/{MANIFEST_FILE}", manifest.model_dump_json(by_alias=True, indent=1).encode())
-    catalog.retain(store, root, submission.keep)
+    # Not before now: until this step was complete, another one may have been the best.
+    catalog.retain(store, root, submission.keep, manifest.best)
     shutil.rmtree(folder)
     return manifest.ref(root)
 

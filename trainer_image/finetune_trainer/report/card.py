@@ -32,6 +32,7 @@ Trained on `{dataset}`: {rows}. Licences and personal data of these rows were no
 ## Parameters
 
 {trainable:,} of {total:,} parameters were trained, for {steps} optimizer steps ({tokens:,} tokens).
+The weights are those of step {exported}.
 
 ```json
 {parameters}
@@ -77,6 +78,7 @@ def card(report: Report, kind: str, loading: str, task: Facts) -> str:
         trainable=result.trainable_parameters,
         total=result.total_parameters,
         steps=result.steps,
+        exported=result.exported_step,
         tokens=result.tokens,
         parameters=json.dumps({name: spec[name] for name in ("strategy", "hyperparameters")}, indent=1),
         metrics=_metrics(report),

@@ -8,11 +8,13 @@ from transformers import Trainer
 
 from finetune_trainer.checkpoints.trainer import CheckpointingMixin
 from finetune_trainer.evaluation.held_out import HeldOutMixin
+from finetune_trainer.groups import ParameterGroupsMixin
+from finetune_trainer.learning import WholeOptimizerMixin
 from finetune_trainer.tasks.finite import FiniteStepsMixin
 
 
-class JobMixin(CheckpointingMixin, HeldOutMixin, FiniteStepsMixin):
-    """Mix in before a Trainer class: our checkpoints, our evaluation, and no step that is not finite."""
+class JobMixin(CheckpointingMixin, WholeOptimizerMixin, HeldOutMixin, FiniteStepsMixin, ParameterGroupsMixin):
+    """Mix in before a Trainer class: our checkpoints, evaluation and parameter groups, and only finite steps."""
 
     def create_model_card(self, *arguments: Any, **named: Any) -> None:
         """The libraries write one beside every checkpoint; ours comes with the export."""

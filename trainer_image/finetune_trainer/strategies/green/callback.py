@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from finetune_trainer.learning import begin, learn
 from finetune_trainer.strategies.green.costs import Costs, Mask
 from finetune_trainer.strategies.green.importance import Step, importance
-from finetune_trainer.strategies.green.learning import begin, learn
 from finetune_trainer.strategies.green.meter import measure
 from finetune_trainer.strategies.green.selection import affordable, budget_of, select
 from finetune_trainer.strategies.green.undo import unseen
@@ -65,10 +65,11 @@ class Choosing(TrainerCallback):
         self._trainer.get_batch_samples = fetch_and_keep  # type: ignore[method-assign]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        begin(self._trainer.model, self._trainer.optimizer.optimizer)
+        model = self._trainer.model
+        begin(model, self._trainer.optimizer.optimizer, {name for name, _ in model.named_parameters()})
         names = self._selection.names
         if names is not None:
-            learn(self._trainer.model, frozenset(names))
+            learn(model, frozenset(names))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         selection = self._selection

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from finetune_trainer.learning import learn
 from finetune_trainer.strategies.green.costs import Costs
-from finetune_trainer.strategies.green.learning import learn
 from finetune_trainer.strategies.green.operations import (
     ATTENTION_BACKWARD,
     ATTENTIONS,

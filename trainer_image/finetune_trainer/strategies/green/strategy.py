@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finetune_trainer.learning import allow_pauses
 from finetune_trainer.strategies.full import Full
 from finetune_trainer.strategies.green.callback import Choosing, GreenSelection
-from finetune_trainer.strategies.green.learning import hold_statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -22,7 +22,6 @@ class Green(Full):
     def prepare(self, base: Loaded) -> PreTrainedModel:
         model = super().prepare(base)
         self._fresh = frozenset(name for name, _ in model.named_parameters() if base.is_fresh(name))
-        hold_statistics(model)
         return model
 
     def attach(self, trainer: Trainer) -> None:
@@ -31,6 +30,4 @@ class Green(Full):
         choosing.watch()
         trainer.add_callback(GreenSelection())
         trainer.add_callback(choosing)
-        if trainer.accelerator.ddp_handler is not None:
-            # What does not learn gets no gradient to wait for.
-            trainer.accelerator.ddp_handler.find_unused_parameters = True
+        allow_pauses(trainer)

@@ -1,0 +1,111 @@
+"""Which parameters learn at the moment, for strategies and schedules that change it while training.
+
+Everything that ever learns is in the optimizer from the start, with its moments: then it can be saved and restored at
+any time, sharded or not, and what has not begun is left alone since it has no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    _Base = Trainer
+else:
+    _Base = object
+
+
+def learn(model: nn.Module, names: Collection[str]) -> None:
+    """Let exactly these parameters learn; the others get no gradient, so no optimizer touches them, nor decays them."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Otherwise what was gathered for the last forward pass is marked, and not what the optimizer holds.
+            module.reshard()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+        if name not in names:
+            parameter.grad = None
+
+
+class WholeOptimizerMixin(_Base):
+    """Mix in before a Trainer class: its optimizer is saved and restored with all that ever learns.
+
+    torch passes over parameters that do not learn at the moment, and then misses them in a sharded checkpoint.
+    """
+
+    learning: frozenset[str]
+    """Names of the parameters that ever learn, whether they do so now or not."""
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with learning_meanwhile(self.model, self.learning):
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with learning_meanwhile(self.model, self.learning):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+
+@contextmanager
+def learning_meanwhile(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Let exactly these parameters learn, and afterwards those that do so now."""
+    now = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if now == set(names):
+        yield
+        return
+    learn(model, names)
+    try:
+        yield
+    finally:
+        learn(model, now)
+
+
+def allow_pauses(trainer: Trainer) -> None:
+    """Let ranks not wait for gradients of what does not learn; called before the trainer wraps its model."""
+    if trainer.accelerator.ddp_handler is not None:
+        trainer.accelerator.ddp_handler.find_unused_parameters = True
+
+
+def begin(model: nn.Module, optimizer: Optimizer, names: Collection[str]) -> None:
+    """Make ready that any of these parameters may begin to learn at any step; leaves all of them learning."""
+    learn(model, names)
+    if isinstance(model, FSDPModule):
+        # It looks for the precision of gradients once, among those that learn at that time.
+        model._get_fsdp_state()._lazy_init()
+    if hasattr(model, "disable_input_require_grads"):
+        # Set for the reentrant kind of recomputation, this would let the gradient flow down to the embedding always.
+        model.disable_input_require_grads()
+    create_moments(optimizer)
+
+
+@torch.no_grad()
+def create_moments(optimizer: Optimizer) -> None:
+    """Give every parameter without state that which it would have at its first step: zeros, and no steps counted.
+
+    Sharded optimizers can only be saved and restored whole.
+    """
+    for group in optimizer.param_groups:
+        rate, group["lr"] = group["lr"], 0.0
+        for parameter in group["params"]:
+            if not optimizer.state.get(parameter):
+                _create(optimizer, parameter)
+        group["lr"] = rate
+
+
+def _create(optimizer: Optimizer, parameter: nn.Parameter) -> None:
+    # No optimizer of torch offers it; all of them do it in the first step.
+    before = parameter.detach().clone()
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    parameter.grad = None
+    parameter.copy_(before)
+    state = optimizer.state[parameter]
+    if "step" in state:
+        state["step"] = torch.zeros_like(state["step"]) if torch.is_tensor(state["step"]) else 0
