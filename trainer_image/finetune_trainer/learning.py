@@ -6,8 +6,7 @@ any time, sharded or not, and what has not begun is left alone since it has no g
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,35 +35,18 @@ def learn(model: nn.Module, names: Collection[str]) -> None:
 
 
 class WholeOptimizerMixin(_Base):
-    """Mix in before a Trainer class: its optimizer is saved and restored with all that ever learns.
+    """Mix in before a Trainer class: its optimizer is restored with all that ever learns.
 
-    torch passes over parameters that do not learn at the moment, and then misses them in a sharded checkpoint.
+    Of a sharded one torch passes over what does not learn at the moment: it would lose its moments.
     """
 
     learning: frozenset[str]
     """Names of the parameters that ever learn, whether they do so now or not."""
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with learning_meanwhile(self.model, self.learning):
-            super()._save_optimizer_and_scheduler(output_dir)
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with learning_meanwhile(self.model, self.learning):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-
-@contextmanager
-def learning_meanwhile(model: nn.Module, names: Collection[str]) -> Iterator[None]:
-    """Let exactly these parameters learn, and afterwards those that do so now."""
-    now = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if now == set(names):
-        yield
-        return
-    learn(model, names)
-    try:
-        yield
-    finally:
-        learn(model, now)
+        # Whoever pauses some of it does so again when training begins.
+        learn(self.model, self.learning)
+        super()._load_optimizer_and_scheduler(checkpoint)
 
 
 def allow_pauses(trainer: Trainer) -> None:
