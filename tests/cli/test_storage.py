@@ -10,6 +10,8 @@ from tests.support.processes import is_alive, wait_for
 from tests.support.s3 import S3Server
 from tests.support.shell import Shell
 
+from finetune_operator.cli.store import uses_s3
+
 
 @pytest.fixture
 def shell(tmp_path: Path, s3_server: S3Server) -> Shell:
@@ -77,3 +79,10 @@ def test_the_embedded_server_keeps_data_and_is_shared_while_it_serves(tmp_path: 
     server.communicate()
     assert listed.stdout.split() == ["1", "s3://new-bucket/a.txt"]
     wait_for(lambda: not is_alive(weed))
+
+
+def test_a_job_that_reads_angles_from_a_bucket_needs_a_server() -> None:
+    folders = {"model": {"uri": "file:///m"}, "dataset": {"uri": "file:///d"}, "output": {"uri": "file:///o"}}
+    angle = {"from": "s3://probes/report/angles.json", "topK": 2}
+    assert uses_s3({**folders, "strategy": {"type": "Partial", "select": {"angle": angle}}})
+    assert not uses_s3({**folders, "strategy": {"type": "Full"}})

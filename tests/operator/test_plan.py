@@ -250,6 +250,12 @@ def test_a_claim_is_mounted_once_and_writable_only_where_the_output_goes() -> No
     ]
 
 
+def test_the_claim_with_another_runs_angles_is_mounted_too() -> None:
+    select = {"angle": {"from": "pvc://probes/report/angles.json", "topK": 2}}
+    pod = pod_of(strategy={"type": "Partial", "select": select})
+    assert pod["spec"]["volumes"][-1]["persistentVolumeClaim"] == {"claimName": "probes", "readOnly": True}
+
+
 def test_the_hub_is_online_only_where_a_model_of_it_is_named() -> None:
     assert environment(trainer_of(model={"uri": "hf://org/name"}))["HF_HUB_OFFLINE"] == "0"
 

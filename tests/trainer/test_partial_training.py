@@ -22,7 +22,7 @@ from finetune_trainer.strategies import strategy_of
 from finetune_trainer.structure import Structure
 from tests.support.architectures import IMAGE, VOCABULARY, tiny_bert, tiny_gpt2, tiny_llama, tiny_resnet, tiny_vit
 from tests.support.jobs import a_job, a_session, run
-from tests.support.models import changed, state_of
+from tests.support.models import changed, save_tiny_llama, state_of
 
 A, F, N, E, H = ModuleKind
 LENGTH = 12
@@ -309,3 +309,14 @@ def test_a_job_that_starts_again_goes_on_with_what_was_chosen(tmp_path):
     again = a_session(job, tmp_path / "two").strategy.choice()
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("task", ["Instruction", "CausalLM"])
+def test_a_whole_job_in_bfloat16_delivers_what_was_frozen_bit_by_bit(tmp_path, task):
+    save_tiny_llama(tmp_path / "model", torch.bfloat16)
+    select = {"layers": {"last": 1}, "fisher": {"fraction": 0.5, "samples": 4}}
+    run(a_job(tmp_path, "Partial", task, select=select, model={"dtype": "bfloat16"}), tmp_path / "scratch")
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", tmp_path / "out/model"))
+    moved = changed(before, after)
+    assert moved
+    assert all(name.startswith("model.layers.1.") for name in moved)

@@ -26,7 +26,9 @@ def uses_s3(spec: Mapping[str, Any]) -> bool:
     """Whether any address of the job is in a bucket."""
     dataset = spec["dataset"]
     parts = (spec["model"], spec["model"].get("adapter"), dataset, dataset.get("validation"), spec["output"])
-    return any(str((part or {}).get("uri", "")).startswith("s3://") for part in parts)
+    angle = (spec["strategy"].get("select") or {}).get("angle") or {}
+    addresses = [(part or {}).get("uri", "") for part in parts] + [angle.get("from", "")]
+    return any(str(address).startswith("s3://") for address in addresses)
 
 
 def of_environment(environ: Mapping[str, str]) -> dict[str, str] | None:

@@ -97,6 +97,8 @@ def _uris(job: FineTuneJob) -> Iterator[str]:
         yield spec.model.adapter.uri
     if spec.dataset.validation is not None and spec.dataset.validation.uri is not None:
         yield spec.dataset.validation.uri
+    if spec.strategy.select is not None and spec.strategy.select.angle is not None:
+        yield spec.strategy.select.angle.from_
 
 
 def _claim(uri: str) -> str | None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 BIN_TOKENS = 2_000_000
 """Tokens among which rows are sought that fill a pack: more fill them no better, and these take 50 MB."""
 COLUMNS = ["input_ids", "labels"]
+HALF = (torch.bfloat16, torch.float16)
 
 
 def pack(dataset: Dataset, max_length: int, cache_file: Path) -> Dataset:
@@ -141,4 +142,7 @@ def _logits(model: PreTrainedModel, pack: dict[str, Any], attention: str) -> tor
         batch = PackedCollator(0)([pack])
     del batch["labels"]
     batch = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
-    return model(**batch | {"use_cache": False}).logits[0].float()
+    # Some strategies hold only what is frozen in half precision, which runs under autocast alone.
+    half = next((parameter.dtype for parameter in model.parameters() if parameter.dtype in HALF), None)
+    with torch.autocast(model.device.type, dtype=half or torch.bfloat16, enabled=half is not None):
+        return model(**batch | {"use_cache": False}).logits[0].float()
