@@ -122,6 +122,11 @@ class FineTuneJobStatus(Message):
     baseline: dict[str, Figure] = Field({}, max_length=64, description="The same metrics of the model before training.")
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
     output: OutputStatus | None = Field(None, description="What was delivered.")
+    references: dict[str, Annotated[str, Field(max_length=1024)]] = Field(
+        {},
+        max_length=8,
+        description="Where the jobs that the spec names have delivered, by field; fixed before the first attempt.",
+    )
     restarts: Restarts = Field(Restarts(), description="Restarts by what caused them.")
     attempt: int = Field(0, description="Number of the incarnation of all pods, from 1.")
     incident: Incident | None = Field(None, description="The incident that is being handled.")

@@ -10,6 +10,7 @@ from finetune_api.contract import Cause
 from finetune_api.job import FineTuneJob
 from finetune_api.status import TERMINAL, CheckpointStatus, FineTuneJobStatus, Phase
 from finetune_operator.failures import Failure, classify, termination_message
+from finetune_operator.lifecycle.chain import await_named
 from finetune_operator.lifecycle.conditions import with_conditions
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Situation, Suspend
 from finetune_operator.lifecycle.ending import finish
@@ -136,6 +137,7 @@ RULES: tuple[Rule, ...] = (
     _in_incident,
     _suspended_by_user,
     _workload_lost,
+    await_named,
     _not_started,
     _failing,
     follow,
