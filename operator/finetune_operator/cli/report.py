@@ -52,7 +52,8 @@ def _about(end: End, job: Object, log: Path | None, store: Mapping[str, str]) ->
 
 def _success(job: Object, status: Mapping[str, Any], store: Mapping[str, str]) -> list[str]:
     uri = status["output"]["uri"]
-    lines = [*_metrics(status), *_sample(job, store), f"The {status['output']['kind']} is at {uri}"]
+    warnings = [f"Warning: {text}" for text in status.get("warnings") or ()]
+    lines = [*_metrics(status), *_sample(job, store), *warnings, f"The {status['output']['kind']} is at {uri}"]
     if is_embedded(store):
         lines.append(f"Fetch it with: finetune storage cp {uri}/ {job['metadata']['name']}/")
     return lines
