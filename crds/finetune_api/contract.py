@@ -134,6 +134,11 @@ class Stage(str, Enum):
     FINISHED = "Finished"
 
 
+MAX_WARNINGS = 16
+MAX_WARNING = 512
+"""Characters of a warning."""
+
+
 class CheckpointRef(Message):
     """A complete checkpoint: its manifest has been written."""
 
@@ -160,7 +165,7 @@ class Progress(Message):
     checkpoint: CheckpointRef | None = None
     trainable_parameters: int | None = None
     total_parameters: int | None = None
-    warnings: list[str] = Field(default_factory=list, max_length=16)
+    warnings: list[str] = Field(default_factory=list, max_length=MAX_WARNINGS)
     heartbeat_age_seconds: float = Field(0.0, description="Seconds since the training thread last gave a sign of life.")
     updated_at: str = Field("", description="RFC 3339 in UTC.")
 
@@ -234,4 +239,5 @@ class TerminationMessage(Message):
     step: int | None = None
     checkpoint: CheckpointRef | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list, description="Those of Progress; the newest, where room is short.")
     result: Result | None = Field(None, description="On OK; without samples, which are in result.json.")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.common import Message, keyed_by
+from finetune_api.contract import MAX_WARNING, MAX_WARNINGS
 
 
 class Phase(str, Enum):
@@ -120,8 +121,16 @@ class FineTuneJobStatus(Message):
         {}, max_length=64, description="Newest evaluation, such as eval_loss; numbers as text."
     )
     baseline: dict[str, Figure] = Field({}, max_length=64, description="The same metrics of the model before training.")
+    warnings: list[Annotated[str, Field(max_length=MAX_WARNING)]] = Field(
+        [], max_length=MAX_WARNINGS, description="What the trainer has warned of; each was an event too."
+    )
     checkpoint: CheckpointStatus | None = Field(None, description="The newest complete checkpoint.")
     output: OutputStatus | None = Field(None, description="What was delivered.")
+    references: dict[str, Annotated[str, Field(max_length=1024)]] = Field(
+        {},
+        max_length=8,
+        description="Where the jobs that the spec names have delivered, by field; fixed before the first attempt.",
+    )
     restarts: Restarts = Field(Restarts(), description="Restarts by what caused them.")
     attempt: int = Field(0, description="Number of the incarnation of all pods, from 1.")
     incident: Incident | None = Field(None, description="The incident that is being handled.")

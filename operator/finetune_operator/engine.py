@@ -58,7 +58,7 @@ class Engine:
             changed=self.put,
             clock=monotonic,
         )
-        self.reconciler = Reconciler(cluster, settings, clock, self.poller)
+        self.reconciler = Reconciler(cluster, settings, clock, self.poller, wake=self.put)
 
     def put(self, key: Key) -> None:
         """Something happened to this job or to one of its children."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from finetune_api.contract import ANNOTATION_ATTEMPT, TRAINER_CONTAINER, Progress
 from finetune_operator.cluster.port import Object
+from finetune_operator.references import Named
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 ENDED = ("Succeeded", "Failed")
@@ -31,6 +32,8 @@ class Observed:
     """Newest answer of the trainer, if there is one."""
     refusal: str | None = None
     """Why the Job controller may not create the Job's pods (quota, admission), if it said so."""
+    named: Mapping[str, Named | None] = field(default_factory=dict)
+    """Jobs that must have succeeded before this one can start, and those that they wait for; None: there is none."""
 
 
 def uid(obj: Mapping[str, Any]) -> str:

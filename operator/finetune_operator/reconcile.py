@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from finetune_api.contract import ANNOTATION_ATTEMPT, Progress
 from finetune_api.job import FineTuneJob, ObjectMeta
-from finetune_api.status import TERMINAL, FineTuneJobStatus
+from finetune_api.status import TERMINAL, FineTuneJobStatus, Phase
 from finetune_operator.cluster.port import (
     CONFIG_MAP,
     FINE_TUNE_JOB,
@@ -43,11 +43,15 @@ from finetune_operator.lifecycle import (
 from finetune_operator.observed import Observed, controller_uid, lacks_pods, rank_zero, refusal_in
 from finetune_operator.plan import Manifests, plan
 from finetune_operator.plan.names import selector, workload_name
+from finetune_operator.references import Named, named, pending
 from finetune_operator.settings import Settings
+from finetune_operator.waiters import Waiters
 
 log = logging.getLogger(__name__)
 MAX_ACTIONS = 4
 """Actions of one pass; more would be a rule that does not see what its action did."""
+MAX_NAMED = 16
+"""Jobs that are read to find out for whom a job waits, and whether they wait in a circle."""
 ATTEMPT_PATH = "/spec/template/metadata/annotations/" + ANNOTATION_ATTEMPT.replace("~", "~0").replace("/", "~1")
 
 
@@ -74,6 +78,7 @@ class Reconciler:
         cluster: the world.
         clock: the present in UTC.
         progress: newest progress of running pods.
+        wake: called for a job that waited for what has just happened to another one.
     """
 
     def __init__(
@@ -82,17 +87,22 @@ class Reconciler:
         settings: Settings,
         clock: Callable[[], datetime],
         progress: ProgressSource,
+        wake: Callable[[Key], None],
     ) -> None:
         self._cluster = cluster
         self._settings = settings
         self._clock = clock
         self._progress = progress
+        self._wake = wake
+        self._waiters = Waiters()
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass. Returns seconds until the next one is wanted, or None. Raises ClusterError: try again later."""
         raw = await self._cluster.read(FINE_TUNE_JOB, key)
         if raw is None or raw["metadata"].get("deletionTimestamp"):
             self._progress.forget(key)
+            self._waiters.set(key, ())
+            self._wake_waiters(key)
             return None
         now = self._clock()
         try:
@@ -135,7 +145,7 @@ class Reconciler:
         if workload is not None and controller_uid(workload) != job.metadata.uid:
             workload = None
         pods = await self._cluster.list(POD, key.namespace, selector(key.name))
-        observed = Observed(workload, tuple(pods))
+        observed = Observed(workload, tuple(pods), named=await self._named(key, job))
         if workload is not None and lacks_pods(observed):
             observed = replace(observed, refusal=refusal_in(await self._cluster.events_of(workload)))
         pod = rank_zero(observed)
@@ -143,6 +153,21 @@ class Reconciler:
             self._progress.forget(key)
             return observed
         return replace(observed, progress=self._progress.latest(key, pod))
+
+    async def _named(self, key: Key, job: FineTuneJob) -> dict[str, Named | None]:
+        """The jobs for which this one waits, and those for which they wait."""
+        names = [] if job.spec.suspend else [reference.job for reference in pending(job)]
+        # Before they are read: what happens to them from now on wakes this job.
+        self._waiters.set(key, (Key(key.namespace, name) for name in names))
+        found: dict[str, Named | None] = {}
+        while names and len(found) < MAX_NAMED:
+            name = names.pop(0)
+            if name in found or name == key.name:
+                continue
+            raw = await self._cluster.read(FINE_TUNE_JOB, Key(key.namespace, name))
+            other = found[name] = named(raw) if raw is not None else None
+            names += other.names if other is not None and other.is_held else ()
+        return found
 
     async def _refresh(self, job: FineTuneJob) -> None:
         """Let a running trainer know of what was changed in the spec. Asked once a generation, not once a pass."""
@@ -240,8 +265,21 @@ class Reconciler:
         if await self._cluster.patch(FINE_TUNE_JOB, key, patch, subresource="status") is None:
             return
         log.info("%s: %s %s: %s", key, new.get("phase"), new.get("reason"), new.get("message"))
+        if _concerns_others(old, new):
+            self._wake_waiters(key)
         for event in decision.events:
             await self._cluster.emit(raw, event.reason, event.message, event.warning)
+
+    def _wake_waiters(self, key: Key) -> None:
+        for waiter in self._waiters.of(key):
+            self._wake(waiter)
+
+
+def _concerns_others(old: Object, new: Object) -> bool:
+    """Whether jobs that wait for this one have to look: progress and stages do not change what they do."""
+    if old.get("phase") != new.get("phase"):
+        return True
+    return new.get("phase") == Phase.BLOCKED.value and old.get("reason") != new.get("reason")
 
 
 def _problems(error: ValidationError) -> str:

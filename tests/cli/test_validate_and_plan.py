@@ -109,12 +109,25 @@ def test_run_refuses_what_validate_refuses(shell: Shell) -> None:
     assert not (shell.folder / ".finetune").exists()
 
 
-def test_run_takes_one_job(shell: Shell) -> None:
+def test_run_wants_each_job_once(shell: Shell) -> None:
     shell.write("job.yaml", JOB + "---\n" + JOB)
     done = shell.run("run", "job.yaml")
     assert (done.returncode, done.stderr) == (
-        2, "finetune: job.yaml:15: a second document; give each job a file of its own\n"
+        2, "finetune: job.yaml:15: the job default/tune stands at job.yaml:1 already; give it another name\n"
     )  # fmt: skip
+
+
+def test_a_plan_has_all_jobs_and_says_what_is_not_known_yet(shell: Shell) -> None:
+    second = JOB.replace("name: tune", "name: second").replace("s3://models/tiny", "job://tune")
+    shell.write("chain.yaml", JOB + "---\n" + second)
+    done = shell.run("plan", "chain.yaml")
+    assert done.returncode == 0, done.stderr
+    objects = [(item["kind"], item["metadata"]["name"]) for item in yaml.safe_load_all(done.stdout)]
+    assert objects == [
+        ("ConfigMap", "tune-job"), ("Service", "tune"), ("Job", "tune"),
+        ("ConfigMap", "second-job"), ("Service", "second"), ("Job", "second"),
+    ]  # fmt: skip
+    assert "# spec.model.uri is what job tune delivers, and is filled in when that has succeeded\n" in done.stdout
 
 
 def test_plan_shows_the_manifests_and_the_resolved_job(shell: Shell) -> None:

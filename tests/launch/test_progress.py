@@ -96,6 +96,16 @@ def test_warnings_are_told_once_and_bounded(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err.count("row 1\n") == 1
 
 
+def test_the_agent_finds_a_warning_that_came_just_before_the_end(tmp_path) -> None:
+    file = tmp_path / "progress.json"
+    reporter = Reporter(file=file)
+    reporter.update(step=8)
+    reporter.warn("losses part")
+    left = read_progress(file)
+    assert left is not None
+    assert left.warnings == ["losses part"]
+
+
 def test_the_agent_finds_the_state_of_a_worker_that_was_killed(tmp_path) -> None:
     file = tmp_path / "progress.json"
     reporter = Reporter(attempt=2, file=file)

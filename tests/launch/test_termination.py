@@ -50,3 +50,22 @@ def test_a_result_with_too_many_metrics_keeps_the_first_and_drops_what_is_not_fi
     assert kept.output == output
     assert kept.metrics["eval_loss"] == 1.5
     assert "eval_nan" not in kept.metrics
+
+
+@settings(max_examples=30, deadline=None)
+@given(warnings=st.lists(st.text(max_size=512), max_size=16), message=WORDS)
+def test_warnings_are_told_whole_and_the_newest_last(warnings: list[str], message: str) -> None:
+    cause = CauseRecord(kind=Kind.OWN, exit_code=70, message=message)
+    data = encode(failure_message(cause, 1, Progress(warnings=warnings)))
+    assert len(data) <= MAX_TERMINATION_BYTES
+    kept = TerminationMessage.from_wire(json.loads(data)).warnings
+    assert kept == warnings[len(warnings) - len(kept) :]
+
+
+def test_warnings_of_a_run_that_ended_well_are_in_its_last_word() -> None:
+    result = Result(job="j", output=OutputRef(uri="s3://b/out/adapter", kind="adapter"), steps=9)
+    warnings = [f"{number}: {'x' * 500}" for number in range(16)]
+    few = TerminationMessage.from_wire(json.loads(encode(success_message(result, 1, Progress(warnings=warnings)))))
+    assert few.warnings == warnings[-3:]
+    all_ = TerminationMessage.from_wire(json.loads(encode(success_message(result, 1, Progress(warnings=["cut"])))))
+    assert all_.warnings == ["cut"]

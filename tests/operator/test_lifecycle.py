@@ -304,7 +304,9 @@ def test_durations_have_two_units(seconds: int | None, text: str | None) -> None
 
 def test_a_stage_is_told_with_its_detail_and_the_newest_warning() -> None:
     progress = Progress(stage=Stage.DOWNLOADING, detail="3/8 files, 1.2 GiB", warnings=["old", "rows were cut"])
-    assert progress_sentence(progress) == "Downloading model and data: 3/8 files, 1.2 GiB (warning: rows were cut)"
+    words = "Downloading model and data: 3/8 files, 1.2 GiB"
+    assert progress_sentence(progress) == f"{words} (2 warnings, the last: rows were cut)"
+    assert progress_sentence(progress.model_copy(update={"warnings": ["old"]})) == f"{words} (warning: old)"
 
 
 def test_numbers_that_are_no_numbers_do_not_break_the_status() -> None:

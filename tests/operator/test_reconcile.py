@@ -165,6 +165,44 @@ async def test_progress_of_an_earlier_attempt_is_not_believed() -> None:
     assert "progress" not in await world.status()
 
 
+async def test_a_warning_is_told_at_once_and_once_and_outlives_the_pod_that_said_it() -> None:
+    world = await started(runPolicy={"retries": {"infrastructure": 1}})
+    world.progress = Progress(stage=Stage.TRAINING, step=1, total_steps=40, warnings=["12 rows were cut"])
+    world.clock.forward(40)
+    await world.settle()
+    assert (await world.status())["warnings"] == ["12 rows were cut"]
+    world.clock.forward(11)
+    world.progress = world.progress.model_copy(update={"warnings": ["12 rows were cut", "losses part"]})
+    await world.settle()
+    await world.end(69, json.dumps({"exitCode": 69, "message": "S3 did not answer"}))
+    world.progress = Progress(attempt=2, stage=Stage.TRAINING, warnings=["12 rows were cut"])
+    await world.settle()
+    await world.sit_out_back_off()
+    assert await world.phase() == ("Running", "Training")
+    # The last one came after the last progress that was read.
+    await world.end(0, json.dumps({**RESULT, "warnings": ["12 rows were cut", "no chat template"]}))
+    await world.settle()
+    status = await world.status()
+    assert status["warnings"] == ["losses part", "12 rows were cut", "no chat template"]
+    assert status["message"].endswith("eval_loss 1.831 (3 warnings, the last: no chat template)")
+    warnings = [message for reason, message in await world.events() if reason == "TrainerWarning"]
+    assert warnings == ["12 rows were cut", "losses part", "no chat template"]
+    events = await world.cluster.list(EVENT, KEY.namespace, {})
+    assert [event["count"] for event in events if event["reason"] == "TrainerWarning"] == [1, 1, 1]
+
+
+async def test_warnings_are_bounded_however_many_there_are() -> None:
+    world = await started()
+    for first in (0, 10, 30):
+        texts = [f"{number}: {'x' * 600}" for number in range(first, first + 16)]
+        world.progress = Progress(stage=Stage.TRAINING, warnings=texts)
+        world.clock.forward(40)
+        await world.settle()
+        assert (await world.status())["warnings"] == [text[:512] for text in texts]
+    told = [message for reason, message in await world.events() if reason == "TrainerWarning"]
+    assert len(told) == len(set(told)) == 42
+
+
 # --- suspend, delete -------------------------------------------------------------------------------------------------
 
 

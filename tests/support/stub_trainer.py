@@ -15,7 +15,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finetune_api.contract import (
     ENV_ATTEMPT,
@@ -86,17 +86,19 @@ server = ThreadingHTTPServer((os.environ[ENV_POD_IP], PROGRESS_PORT), Handler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 State.step = int(checkpoint.read_text()) if checkpoint.exists() else 0
 print(f"starting at step {State.step}", flush=True)
-(output / f"attempt-{State.attempt}.json").write_text(json.dumps({"step": State.step, "env": dict(os.environ)}))
+begun = {"step": State.step, "env": dict(os.environ), "model": job["spec"]["model"]["uri"]}
+(output / f"attempt-{State.attempt}.json").write_text(json.dumps(begun))
 while State.step < total:
     if State.stopped:
         checkpoint.write_text(str(State.step))
         finish(75, cause=Cause.DISRUPTION, message="stopped after saving")
     time.sleep(1 / STEPS_PER_SECOND)
     State.step += 1
+kind: Literal["model", "adapter"] = "model" if job["spec"]["strategy"]["type"] == "Full" else "adapter"
 result = Result(
     job=job["metadata"]["name"],
     uid=job["metadata"]["uid"],
-    output=OutputRef(uri=f"{job['spec']['output']['uri']}/adapter", kind="adapter"),
+    output=OutputRef(uri=f"{job['spec']['output']['uri']}/{kind}", kind=kind),
     steps=State.step,
     metrics={"eval_loss": 1.5},
     baseline={"eval_loss": 2.5},

@@ -113,7 +113,7 @@ def _last_word(outcome: Result | CauseRecord | None, attempt: int) -> Terminatio
         if outcome.advice:
             print(f"advice: {outcome.advice}", file=sys.stderr)
         return failure_message(outcome, attempt, _reached())
-    return success_message(outcome, attempt)
+    return success_message(outcome, attempt, _reached())
 
 
 def _reached() -> Progress | None:

@@ -13,9 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune_api.contract import Progress, Stage
+from finetune_api.contract import MAX_WARNING, MAX_WARNINGS, Progress, Stage
 
-MAX_WARNINGS = 16
 WINDOW = 128
 """Samples over which speed is measured: long enough to hold an evaluation, short enough to be about now."""
 LOG_SECONDS = 1.0
@@ -108,12 +107,13 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Add a warning for the user, once; the oldest make room."""
-        text = text[:512]
+        text = text[:MAX_WARNING]
         with self._lock:
             if text in self._progress.warnings:
                 return
             self._apply({"warnings": [*self._progress.warnings, text][-MAX_WARNINGS:]})
         print(f"{_clock()} warning: {text}", file=sys.stderr, flush=True)
+        self._write_file(force=True)
 
     def snapshot(self) -> Progress:
         """A copy of the present state, with the age of the heartbeat."""

@@ -11,6 +11,7 @@ from finetune_api import contract
 from finetune_api.contract import MAX_TERMINATION_BYTES, Progress, Result, TerminationMessage
 from finetune_trainer.causes import CauseRecord
 
+FEW_WARNINGS = 3
 MAX_METRICS = 8
 """What is kept of each set of metrics when room is short; the bucket's result.json has all of them."""
 
@@ -28,10 +29,11 @@ def failure_message(cause: CauseRecord, attempt: int, reached: Progress | None) 
         step=reached.step,
         checkpoint=reached.checkpoint,
         metrics=reached.metrics,
+        warnings=reached.warnings,
     )
 
 
-def success_message(result: Result | None, attempt: int) -> TerminationMessage:
+def success_message(result: Result | None, attempt: int, reached: Progress | None = None) -> TerminationMessage:
     """What the operator learns of a pod that ended with OK: on index 0 the result, less the samples (too large)."""
     if result is None:
         return TerminationMessage(exit_code=contract.ExitCode.OK, attempt=attempt)
@@ -40,6 +42,7 @@ def success_message(result: Result | None, attempt: int) -> TerminationMessage:
         attempt=attempt,
         step=result.steps,
         checkpoint=result.checkpoint,
+        warnings=reached.warnings if reached else [],
         result=result.model_copy(update={"samples": []}),
     )
 
@@ -47,12 +50,12 @@ def success_message(result: Result | None, attempt: int) -> TerminationMessage:
 def encode(message: TerminationMessage) -> bytes:
     """UTF-8 JSON of at most MAX_TERMINATION_BYTES: what is least missed goes first, and never half a value."""
     message = _finite(message)
-    for shorten in (_unchanged, _without_versions, _fewer_metrics, _shorter_words, _much_shorter_words):
+    for shorten in SHORTER:
         message = shorten(message)
         data = message.model_dump_json(by_alias=True, exclude_none=True).encode()
         if len(data) <= MAX_TERMINATION_BYTES:
             return data
-    bare = message.model_copy(update={"result": None, "metrics": {}, "checkpoint": None})
+    bare = message.model_copy(update={"result": None, "metrics": {}, "checkpoint": None, "warnings": []})
     return bare.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
@@ -88,6 +91,15 @@ def _without_versions(message: TerminationMessage) -> TerminationMessage:
     return _with_result(message, versions={})
 
 
+def _fewer_warnings(message: TerminationMessage) -> TerminationMessage:
+    """Whole ones: by its text the operator knows which it has told already."""
+    return message.model_copy(update={"warnings": message.warnings[-FEW_WARNINGS:]})
+
+
+def _without_warnings(message: TerminationMessage) -> TerminationMessage:
+    return message.model_copy(update={"warnings": []})
+
+
 def _fewer_metrics(message: TerminationMessage) -> TerminationMessage:
     if message.result is not None:
         few = {"metrics": _few(message.result.metrics), "baseline": _few(message.result.baseline)}
@@ -105,6 +117,13 @@ def _shorter_words(message: TerminationMessage) -> TerminationMessage:
 
 def _much_shorter_words(message: TerminationMessage) -> TerminationMessage:
     return message.model_copy(update={"message": _cut(message.message, 240), "advice": _cut(message.advice, 120)})
+
+
+SHORTER = (
+    *(_unchanged, _without_versions, _fewer_warnings, _fewer_metrics, _without_warnings, _shorter_words),
+    _much_shorter_words,
+)
+"""One after the other, until it fits."""
 
 
 def _cut(text: str, length: int) -> str:

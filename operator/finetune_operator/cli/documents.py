@@ -77,13 +77,12 @@ def require_job(document: Document) -> None:
         )
 
 
-def read_job(file: Path) -> Document:
-    """The only document of a file, which must be a FineTuneJob."""
+def read_jobs(file: Path) -> list[Document]:
+    """All documents of a file, each of which must be a FineTuneJob."""
     documents = read(file)
-    if len(documents) > 1:
-        raise CliError(f"{documents[1].place}: a second document; give each job a file of its own")
-    require_job(documents[0])
-    return documents[0]
+    for document in documents:
+        require_job(document)
+    return documents
 
 
 def _nodes(loader: Loader) -> list[yaml.Node]:

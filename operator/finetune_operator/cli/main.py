@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
     plan = commands.add_parser("plan", help="show what would train, and the manifests that the operator would create")
     plan.add_argument("file", type=Path, metavar="FILE")
-    _add_run(commands.add_parser("run", help="run a job on this machine, or go on with it"))
+    _add_run(commands.add_parser("run", help="run jobs on this machine, or go on with them"))
     keep = commands.add_parser(
         "storage", help="copy data into and out of buckets: cp, ls, cat, rm, mb, serve", add_help=False
     )
@@ -81,13 +81,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=Path, metavar="FILE", help="YAML file with one FineTuneJob")
+    command.add_argument("file", type=Path, metavar="FILE", help="YAML file with one FineTuneJob, or several")
     _add_folders(command)
     command.add_argument(
         "--upload", action="append", default=[], metavar="PATH=s3://BUCKET/KEY", help="copy this into the bucket first"
     )
     command.add_argument(
-        "--replace", action="store_true", help="delete the job of this name and its checkpoints, and start anew"
+        "--replace", action="store_true", help="delete the jobs of these names and their checkpoints, and start anew"
     )
 
 

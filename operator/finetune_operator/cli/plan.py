@@ -11,10 +11,11 @@ import yaml
 
 from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
-from finetune_operator.cli.documents import read_job
+from finetune_operator.cli.documents import read_jobs
 from finetune_operator.cli.preview import what_trains
 from finetune_operator.cli.validate import admitted
 from finetune_operator.plan import plan
+from finetune_operator.references import references
 from finetune_operator.settings import load
 
 
@@ -33,12 +34,11 @@ Dumper.add_representer(str, _text)
 
 
 def show_plan(options: argparse.Namespace) -> int:
-    """Print the manifests of a job as YAML, after a summary in comments."""
-    document = admitted(read_job(options.file))
-    job = FineTuneJob.from_wire(document)
-    manifests = plan(job, load([])).all()
-    print("\n".join(f"# {line}" for line in chain(summary(job), what_trains(job, options.state_dir))))
-    print(yaml.dump_all(manifests, Dumper=Dumper, sort_keys=False, width=120, explicit_start=True), end="")
+    """Print the manifests of each job as YAML, after a summary in comments."""
+    for job in [FineTuneJob.from_wire(admitted(document)) for document in read_jobs(options.file)]:
+        manifests = plan(job, load([])).all()
+        print("\n".join(f"# {line}" for line in chain(summary(job), what_trains(job, options.state_dir))))
+        print(yaml.dump_all(manifests, Dumper=Dumper, sort_keys=False, width=120, explicit_start=True), end="")
     return 0
 
 
@@ -49,6 +49,8 @@ def summary(job: FineTuneJob) -> Iterator[str]:
     yield f"{job.metadata.namespace}/{job.metadata.name}: {spec.strategy.type.value} for {spec.task.type.value}"
     yield f"from {spec.model.uri} with {spec.dataset.uri} to {spec.output.uri}"
     yield f"{pods} pod(s), each with {gpus or 'no'} GPU(s), {spec.resources.cpu} CPU and {memory} of memory"
+    for reference in references(job.spec):
+        yield f"{reference.field} is what job {reference.job} delivers, and is filled in when that has succeeded"
     for path, value in _differences(job.to_wire()["spec"], spec.to_wire(), "spec"):
         yield f"resolved: {path} = {value}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,40 @@ MAX_SAMPLE = 600
 """Characters of a sample's text: enough to judge an answer by."""
 
 
-def report(end: End, job: Object, log: Path | None, store: Mapping[str, str], file: Path) -> None:
-    """Print the end of a session to the standard output."""
-    print(f"\n{table([job], datetime.now(UTC))}\n")
+def report(
+    ends: Sequence[tuple[End, Object]], log_of: Callable[[str], Path | None], store: Mapping[str, str], file: Path
+) -> None:
+    """Print the end of a session to the standard output.
+
+    Args:
+        log_of: the log of a job's newest pod, by the job's name.
+    """
+    print(f"\n{table([job for _, job in ends], datetime.now(UTC))}\n")
+    for end, job in ends:
+        name = job["metadata"]["name"]
+        print(*([f"--- {name}"] if len(ends) > 1 else []), *_about(end, job, log_of(name), store), sep="\n")
+    if any(end in (End.SUSPENDED, End.KILLED) for end, _ in ends):
+        print(f"Go on with: finetune run {file}")
+
+
+def _about(end: End, job: Object, log: Path | None, store: Mapping[str, str]) -> list[str]:
     status = job.get("status") or {}
     match end:
         case End.SUCCEEDED:
-            print(*_success(job, status, store), sep="\n")
+            return _success(job, status, store)
         case End.FAILED:
-            print(*_failure(status, log), sep="\n")
+            return _failure(status, log)
+        case End.BLOCKED:
+            return [f"Not started: {status.get('message', '')}"]
         case End.SUSPENDED:
-            print(f"{status.get('message', 'Suspended')}\nGo on with: finetune run {file}")
-        case End.KILLED:
-            print(f"Ended at once. The next run goes on from the newest checkpoint: finetune run {file}")
+            return [status.get("message", "Suspended")]
+    return ["Ended at once. The next run goes on from the newest checkpoint."]
 
 
 def _success(job: Object, status: Mapping[str, Any], store: Mapping[str, str]) -> list[str]:
     uri = status["output"]["uri"]
-    lines = [*_metrics(status), *_sample(job, store), f"The {status['output']['kind']} is at {uri}"]
+    warnings = [f"Warning: {text}" for text in status.get("warnings") or ()]
+    lines = [*_metrics(status), *_sample(job, store), *warnings, f"The {status['output']['kind']} is at {uri}"]
     if is_embedded(store):
         lines.append(f"Fetch it with: finetune storage cp {uri}/ {job['metadata']['name']}/")
     return lines

@@ -1,4 +1,4 @@
-"""`finetune run`: a job on this machine, through the operator's own lifecycle."""
+"""`finetune run`: jobs on this machine, through the operator's own lifecycle."""
 
 from __future__ import annotations
 
@@ -10,54 +10,67 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from finetune_api import contract
-from finetune_api.status import Phase
 from finetune_operator.cli.display import make_display
-from finetune_operator.cli.documents import Document, read_job
+from finetune_operator.cli.documents import Document, read_jobs
 from finetune_operator.cli.errors import CliError
 from finetune_operator.cli.report import report
-from finetune_operator.cli.session import End, Session
+from finetune_operator.cli.requirements import require, require_different, require_ended
+from finetune_operator.cli.session import Session, end_of, exit_code
 from finetune_operator.cli.store import embedded, is_embedded, of_environment, of_spec, run_storage, uses_s3
-from finetune_operator.cli.submission import Submitted, submit
+from finetune_operator.cli.submission import Submitted, submit, suspend_others
 from finetune_operator.cli.table import table
 from finetune_operator.cli.validate import admitted
 from finetune_operator.cluster.local.machine import InUseError, LocalMachine, StateFolder
-from finetune_operator.cluster.local.runtime import machine_gpus
-from finetune_operator.cluster.port import Key, Object
+from finetune_operator.cluster.port import FINE_TUNE_JOB, Key, Object
+from finetune_operator.cluster.rules import key_of
+from finetune_operator.cluster.statefile import StateFile
+from finetune_operator.references import named
 
 
 def run(options: argparse.Namespace, program: Sequence[str]) -> int:
-    """Run the job of a file until it has ended; the exit code says how.
+    """Run the jobs of a file until all have ended; the exit code says how.
 
     Args:
         program: what a pod runs, as arguments of Python.
     """
-    document = read_job(options.file)
-    wanted = admitted(document)
-    _require_gpus(wanted, document)
-    _require_keys(wanted, document)
+    documents = read_jobs(options.file)
+    wanted = [admitted(document) for document in documents]
+    require_different(documents, wanted)
+    for document, job in zip(documents, wanted, strict=True):
+        require(document, job)
     state = StateFolder(options.state_dir)
-    with _locked(state), _store(wanted["spec"], options.storage_dir or state.s3) as store:
-        _upload(options.upload, store)
-        return asyncio.run(_run(options, document, wanted, LocalMachine(state, store, program=program), store))
+    with _locked(state):
+        earlier = _named_in(state, wanted)
+        require_ended(earlier)
+        with _store([*wanted, *earlier], options.storage_dir or state.s3) as store:
+            _upload(options.upload, store)
+            machine = LocalMachine(state, store, program=program)
+            return asyncio.run(_run(options, documents, wanted, machine, store))
 
 
 async def _run(
-    options: argparse.Namespace, document: Document, wanted: Object, machine: LocalMachine, store: Mapping[str, str]
+    options: argparse.Namespace,
+    documents: Sequence[Document],
+    wanted: Sequence[Object],
+    machine: LocalMachine,
+    store: Mapping[str, str],
 ) -> int:
-    submitted = await submit(machine.cluster, wanted, document.place, options.replace)
-    if submitted.note:
-        print(submitted.note, flush=True)
-    if submitted.ended:
-        print(table([submitted.job], datetime.now(UTC)))
-        return 0 if submitted.phase is Phase.SUCCEEDED else 1
-    await _prepare(machine, submitted, store)
-    with make_display(sys.stdout) as display:
-        end, job = await Session(machine, submitted.key, display).run()
-    report(end, job, machine.runtime.newest_log(job["metadata"]["name"]), store, options.file)
-    return 130 if end is End.KILLED else end.value
+    pairs = zip(documents, wanted, strict=True)
+    jobs = [await submit(machine.cluster, job, document.place, options.replace) for document, job in pairs]
+    print(*(f"{job.note}\n" for job in jobs if job.note), sep="", end="", flush=True)
+    open_jobs = [job for job in jobs if not job.ended]
+    if not open_jobs:
+        print(table([job.job for job in jobs], datetime.now(UTC)))
+        return exit_code(end_of(job.job) for job in jobs)
+    await suspend_others(machine.cluster, [job.key for job in open_jobs])
+    for job in open_jobs:
+        await _prepare(machine, job, store)
+    with make_display(sys.stdout, [job.key.name for job in open_jobs]) as display:
+        ends = await Session(machine, [job.key for job in open_jobs], display).run()
+    report(ends, machine.runtime.newest_log, store, options.file)
+    return exit_code([*(end for end, _ in ends), *(end_of(job.job) for job in jobs if job.ended)])
 
 
 async def _prepare(machine: LocalMachine, submitted: Submitted, store: Mapping[str, str]) -> None:
@@ -89,27 +102,6 @@ def _ca_bundle(name: str | None, key: Key) -> Object | None:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
-def _require_gpus(job: Object, document: Document) -> None:
-    """Raise CliError where the machine has fewer GPUs than a pod asks for, rather than wait for one without end."""
-    wanted, present = job["spec"]["resources"]["gpusPerNode"], len(machine_gpus())
-    if wanted > present:
-        raise CliError(
-            f"{document.place}: spec.resources.gpusPerNode is {wanted}, and this machine has {present} GPU(s); "
-            "set it to what there is, or to 0 for the CPU"
-        )
-
-
-def _require_keys(job: Object, document: Document) -> None:
-    """Raise CliError where a Secret is named that nothing on this machine stands for."""
-    s3 = job["spec"]["storage"]["s3"]
-    missing = [key for key in contract.SECRET_KEYS[:2] if not os.environ.get(key)]
-    if s3.get("secretName") and s3.get("endpoint") and missing:
-        raise CliError(
-            f"{document.place}: spec.storage.s3.secretName names a Secret, which this machine does not have; "
-            f"export {' and '.join(missing)} instead"
-        )
-
-
 @contextmanager
 def _locked(state: StateFolder) -> Iterator[None]:
     """The state folder for this process alone."""
@@ -136,9 +128,25 @@ def _storage_or_fail(arguments: Sequence[str], store: Mapping[str, str]) -> None
         raise CliError(f"`finetune storage {' '.join(arguments)}` failed, see above", 1)
 
 
-def _store(spec: Mapping[str, Any], folder: Path) -> AbstractContextManager[Mapping[str, str]]:
-    if not uses_s3(spec) or spec["storage"]["s3"].get("endpoint"):
+def _named_in(state: StateFolder, jobs: Sequence[Object]) -> list[Object]:
+    """Jobs of earlier runs that these go on from: what they have delivered is read now."""
+    wanted = {Key(key_of(job).namespace, name) for job in jobs for name in named(job).names}
+    wanted -= {key_of(job) for job in jobs}
+    known = StateFile(state.objects).load().get("objects", [])
+    return [obj for obj in known if obj["kind"] == FINE_TUNE_JOB.kind and key_of(obj) in wanted]
+
+
+def _store(jobs: Sequence[Object], folder: Path) -> AbstractContextManager[Mapping[str, str]]:
+    """Variables for all pods: of the service that the environment names, or of the embedded one."""
+    using = [job["spec"] for job in jobs if uses_s3(job["spec"])]
+    unnamed = [spec for spec in using if not spec["storage"]["s3"].get("endpoint")]
+    if not unnamed:
         return nullcontext({})
+    if len(unnamed) < len(using):
+        raise CliError(
+            "some of the jobs name an S3 service and some do not, and here all use the same; set "
+            "spec.storage.s3.endpoint in all of them, or give them files of their own"
+        )
     found = of_environment(os.environ)
     if found is not None:
         return nullcontext(found)

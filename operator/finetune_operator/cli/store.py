@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api import contract
+from finetune_api.job import FineTuneJobSpec
 from finetune_operator.cli.errors import CliError
 from finetune_operator.cluster.seaweed import Endpoint, Seaweed, SeaweedError
+from finetune_operator.references import places
 
 ENDPOINT_VARIABLES = (contract.ENV_S3_ENDPOINT, "AWS_ENDPOINT_URL")
 CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN")
@@ -24,11 +26,7 @@ TRAINER_STORAGE = ("-m", "finetune_trainer.storage")
 
 def uses_s3(spec: Mapping[str, Any]) -> bool:
     """Whether any address of the job is in a bucket."""
-    dataset = spec["dataset"]
-    parts = (spec["model"], spec["model"].get("adapter"), dataset, dataset.get("validation"), spec["output"])
-    angle = (spec["strategy"].get("select") or {}).get("angle") or {}
-    addresses = [(part or {}).get("uri", "") for part in parts] + [angle.get("from", "")]
-    return any(str(address).startswith("s3://") for address in addresses)
+    return any(uri.startswith("s3://") for _, uri in places(FineTuneJobSpec.from_wire(spec)))
 
 
 def of_environment(environ: Mapping[str, str]) -> dict[str, str] | None:

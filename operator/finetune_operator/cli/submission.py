@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from finetune_api.status import TERMINAL, Phase
@@ -43,6 +44,10 @@ async def submit(cluster: MemoryCluster, wanted: Object, place: str, replace: bo
     """
     key = key_of(wanted)
     existing = await cluster.read(FINE_TUNE_JOB, key)
+    if existing is not None and _was_held(existing):
+        # Nothing was made of it, so that it may be another one by now; whether it is held still is found out anew.
+        await cluster.delete(FINE_TUNE_JOB, key, existing["metadata"]["uid"])
+        existing = None
     if existing is not None and replace:
         await cluster.delete(FINE_TUNE_JOB, key, existing["metadata"]["uid"])
         created = await _create(cluster, wanted, place)
@@ -53,6 +58,21 @@ async def submit(cluster: MemoryCluster, wanted: Object, place: str, replace: bo
         return Submitted(key, await _create(cluster, wanted, place))
     job = await _update(cluster, key, wanted, place)
     return Submitted(key, job, _note(job))
+
+
+async def suspend_others(cluster: MemoryCluster, keys: Collection[Key]) -> None:
+    """Suspend the jobs of other files that have not ended: they go on when their own file is run."""
+    for job in await cluster.list(FINE_TUNE_JOB, None, {}):
+        phase = (job.get("status") or {}).get("phase")
+        if key_of(job) not in keys and phase not in TERMINAL:
+            patch = [{"op": "add", "path": "/spec/suspend", "value": True}]
+            await cluster.patch(FINE_TUNE_JOB, key_of(job), patch)
+
+
+def _was_held(job: Object) -> bool:
+    """Whether it was blocked or suspended before its first attempt."""
+    status = job.get("status") or {}
+    return status.get("phase") in (Phase.BLOCKED, Phase.SUSPENDED) and not status.get("attempt")
 
 
 async def _create(cluster: MemoryCluster, wanted: Object, place: str) -> Object:

@@ -1,10 +1,12 @@
 """(job, observed, now) -> status and the next action. Pure: no clock, no network."""
 
+from finetune_operator.lifecycle.chain import HOPELESS
 from finetune_operator.lifecycle.decide import decide
 from finetune_operator.lifecycle.decision import Action, Create, Decision, Delete, ForgetStart, Notice, Resume, Suspend
 from finetune_operator.lifecycle.ending import refused, unreadable
 
 __all__ = [
+    "HOPELESS",
     "Action",
     "Create",
     "Decision",

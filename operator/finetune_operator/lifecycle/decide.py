@@ -10,6 +10,7 @@ from finetune_api.contract import Cause
 from finetune_api.job import FineTuneJob
 from finetune_api.status import TERMINAL, CheckpointStatus, FineTuneJobStatus, Phase
 from finetune_operator.failures import Failure, classify, termination_message
+from finetune_operator.lifecycle.chain import await_named
 from finetune_operator.lifecycle.conditions import with_conditions
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Situation, Suspend
 from finetune_operator.lifecycle.ending import finish
@@ -17,6 +18,7 @@ from finetune_operator.lifecycle.held import let_go, look_again
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
 from finetune_operator.lifecycle.running import follow
 from finetune_operator.lifecycle.start import start_next, still_there
+from finetune_operator.lifecycle.warnings import with_notices, with_warnings
 from finetune_operator.observed import (
     SETTLE_SECONDS,
     Observed,
@@ -40,14 +42,14 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
         # Owner references collect the children; the status of what is going away interests nobody.
         return Decision(job.status)
     ended = job.status.phase in TERMINAL
-    status = job.status if ended else _heard(_adopt(job.status, observed, now), observed)
+    status = job.status if ended else _known(job.status, observed, now)
     situation = Situation(job, observed, now, settings, status)
     decision = next(found for rule in (RULES_AT_THE_END if ended else RULES) if (found := rule(situation)) is not None)
     if decision.action is not None:
         return decision
     requeue_after = look_again(situation, decision.requeue_after)
     told = decision.status if ended else with_conditions(situation, decision.status)
-    return replace(decision, status=told, requeue_after=requeue_after)
+    return with_notices(replace(decision, status=told, requeue_after=requeue_after), job.status)
 
 
 def _stay_ended(situation: Situation) -> Decision:
@@ -55,6 +57,11 @@ def _stay_ended(situation: Situation) -> Decision:
     workload = situation.observed.workload
     awake = workload is not None and not is_suspended(workload) and not finished(workload)
     return Decision(situation.status, Suspend() if awake else None)
+
+
+def _known(status: FineTuneJobStatus, observed: Observed, now: datetime) -> FineTuneJobStatus:
+    """The status with what the children know better or later."""
+    return with_warnings(_heard(_adopt(status, observed, now), observed), observed)
 
 
 def _adopt(status: FineTuneJobStatus, observed: Observed, now: datetime) -> FineTuneJobStatus:
@@ -136,6 +143,7 @@ RULES: tuple[Rule, ...] = (
     _in_incident,
     _suspended_by_user,
     _workload_lost,
+    await_named,
     _not_started,
     _failing,
     follow,

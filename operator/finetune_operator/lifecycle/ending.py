@@ -11,7 +11,7 @@ from finetune_api.status import CheckpointStatus, FineTuneJobStatus, OutputStatu
 from finetune_operator.failures import Failure, classify, termination_message
 from finetune_operator.lifecycle.conditions import Stamp, with_conditions, with_invalid
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Delete, Notice, Situation, clip
-from finetune_operator.lifecycle.text import count, number, numbers
+from finetune_operator.lifecycle.text import count, number, numbers, warned
 from finetune_operator.observed import (
     NAMESPACE_ENDS,
     Observed,
@@ -53,7 +53,7 @@ def fail(situation: Situation, cause: Cause, message: str) -> Decision:
 def succeed(situation: Situation) -> Decision:
     """With the result from index 0's termination message; where that was lost, result.json in the output has it."""
     result = _result(situation)
-    message = _success_sentence(situation, result)
+    message = warned(_success_sentence(situation, result), situation.status.warnings)
     changes = {"completion_time": situation.time, "incident": None, **(_delivered(situation, result) if result else {})}
     status = situation.to(Phase.SUCCEEDED, "Succeeded", message, **changes)
     return Decision(status, events=(Notice("Succeeded", message),))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from finetune_api.contract import Progress, Stage
 from finetune_api.status import ProgressStatus
@@ -78,4 +78,12 @@ def progress_sentence(progress: Progress) -> str:
         words = f"Training: step {progress.step}/{progress.total_steps}{loss}{eta}"
     elif progress.detail:
         words = f"{words}: {progress.detail}"
-    return f"{words} (warning: {progress.warnings[-1]})" if progress.warnings else words
+    return warned(words, progress.warnings)
+
+
+def warned(sentence: str, warnings: Sequence[str]) -> str:
+    """The sentence with the newest warning; all of them stand in status.warnings."""
+    if not warnings:
+        return sentence
+    which = "warning" if len(warnings) == 1 else f"{len(warnings)} warnings, the last"
+    return f"{sentence} ({which}: {warnings[-1]})"

@@ -8,6 +8,7 @@ from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
 from finetune_operator.plan.objects import config_map, service, workload
+from finetune_operator.references import with_places
 from finetune_operator.settings import Settings
 
 __all__ = ["Manifests", "plan"]
@@ -28,5 +29,5 @@ class Manifests:
 
 def plan(job: FineTuneJob, settings: Settings, attempt: int = 1) -> Manifests:
     """The objects of one attempt of a job; metadata.uid of the job goes into their owner references."""
-    resolved = resolve(job)
+    resolved = resolve(with_places(job))
     return Manifests(config_map(resolved), service(resolved), workload(resolved, settings, attempt))

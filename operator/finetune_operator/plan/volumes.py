@@ -12,6 +12,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.run import Resources
 from finetune_operator.cluster.port import Object
 from finetune_operator.plan.names import config_map_name
+from finetune_operator.references import places
 
 TMP_DIR = "/tmp"
 TMP_SIZE = "1Gi"
@@ -78,7 +79,7 @@ def _ca_bundle(job: FineTuneJob) -> Iterator[Mounted]:
 
 def _claims(job: FineTuneJob) -> Iterator[Mounted]:
     written = _claim(job.spec.output.uri)
-    claims = sorted({claim for uri in _uris(job) if (claim := _claim(uri))})
+    claims = sorted({claim for _, uri in places(job.spec) if (claim := _claim(uri))})
     for number, claim in enumerate(claims):
         name, read_only = f"claim-{number}", claim != written
         source: Object = {"claimName": claim, **({"readOnly": True} if read_only else {})}
@@ -88,17 +89,6 @@ def _claims(job: FineTuneJob) -> Iterator[Mounted]:
             **({"readOnly": True} if read_only else {}),
         }
         yield Mounted({"name": name, "persistentVolumeClaim": source}, mount)
-
-
-def _uris(job: FineTuneJob) -> Iterator[str]:
-    spec = job.spec
-    yield from (spec.model.uri, spec.dataset.uri, spec.output.uri)
-    if spec.model.adapter is not None:
-        yield spec.model.adapter.uri
-    if spec.dataset.validation is not None and spec.dataset.validation.uri is not None:
-        yield spec.dataset.validation.uri
-    if spec.strategy.select is not None and spec.strategy.select.angle is not None:
-        yield spec.strategy.select.angle.from_
 
 
 def _claim(uri: str) -> str | None:
