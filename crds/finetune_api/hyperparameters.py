@@ -94,7 +94,7 @@ class Hyperparameters(Message):
         ge=8,
         le=1_048_576,
         description="Tokens per row (per pack). Longer conversations and labelled texts are cut at the end, longer "
-        "texts of CausalLM are split.",
+        "texts of CausalLM are split. Where a model takes fewer, labelled texts are cut to those.",
     )
     packing: bool | None = Field(
         None,

@@ -53,7 +53,9 @@ class TaskSpec(Message):
         None,
         min_length=2,
         max_length=4096,
-        description="The classes, in the order of the model's outputs; absent: those of the data, sorted.",
+        description="The classes, in the order of the model's outputs; absent: those of the data, sorted, or as the "
+        "model has them if they are the same. A model that has exactly these in this order keeps its head, any other "
+        "gets a new one. The data may also give their numbers, from 0, if no name is a whole number.",
         json_schema_extra=UNIQUE,
     )
     multi_label: bool = Field(False, description="A text may have several classes, or none: its label is a list.")

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
@@ -21,7 +20,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from tests.support.models import tiny_llama_config
+from tests.support.models import tiny_bert_config, tiny_llama_config
 
 WIDTH = 32
 VOCABULARY = 272
@@ -49,7 +48,7 @@ def tiny_bert(num_labels: int = 2, **changes: Any) -> PreTrainedModel:
         "num_labels": num_labels,
     }
     torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(**SEQUENCE | settings | changes))
+    return BertForSequenceClassification(tiny_bert_config(**SEQUENCE | settings | changes))
 
 
 def tiny_gpt2(**changes: Any) -> PreTrainedModel:

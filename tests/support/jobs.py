@@ -30,7 +30,30 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-def a_job(root: Path, strategy: str = "LoRA", task: str = "Instruction", **spec: Any) -> FineTuneJob:
+def rows_of(task: str) -> Iterable[dict[str, Any]]:
+    """Rows that a tiny model can learn something from in a few steps."""
+    match task:
+        case "Instruction":
+            return greetings(24)
+        case "CausalLM":
+            return ({"text": f"Row {n % 5}: the quick brown fox jumps over {n % 5} dogs."} for n in range(24))
+        case "SequenceClassification":
+            return ({"text": letters(n), "label": "abc"[n % 3]} for n in range(48))
+        case "Regression":
+            return ({"text": letters(n), "label": (-1.5, 0.5, 2.5)[n % 3]} for n in range(48))
+    raise ValueError(task)
+
+
+def letters(number: int) -> str:
+    """A text that is mostly made of one letter of three."""
+    return "abc"[number % 3] * (5 + number % 7) + f" {number}"
+
+
+HEADED = {"epochs": 10, "maxSteps": 24, "learningRate": 1e-2, "perDeviceBatchSize": 8}
+"""What a head that begins at random needs to learn as much."""
+
+
+def a_job(root: Path, strategy: str = "LoRA", task: str = "Instruction", /, **spec: Any) -> FineTuneJob:
     """A small job whose model, data and output lie under root.
 
     `spec` adds to the spec's parts, in the names of the YAML (options such as `lora` to strategy); None takes a field
@@ -39,12 +62,7 @@ def a_job(root: Path, strategy: str = "LoRA", task: str = "Instruction", **spec:
     model = root / "model"
     if not model.exists():
         save_tiny_llama(model)
-    rows: Iterable[dict[str, Any]] = greetings(24)
-    if task == "CausalLM":
-        rows = (
-            {"text": f"Row {number % 5}: the quick brown fox jumps over {number % 5} dogs."} for number in range(24)
-        )
-    data = write_rows(root / "data" / f"{task}.jsonl", rows)
+    data = write_rows(root / "data" / f"{task}.jsonl", rows_of(task))
     wire: dict[str, Any] = {
         "task": {"type": task},
         "model": {"uri": f"file://{model}"},
@@ -56,6 +74,7 @@ def a_job(root: Path, strategy: str = "LoRA", task: str = "Instruction", **spec:
             "learningRate": 5e-3,
             "perDeviceBatchSize": 4,
             "maxLength": 128,
+            **(HEADED if task in ("SequenceClassification", "Regression") else {}),
         },
         "evaluation": {"samples": 1},
         "checkpoint": {"everySteps": 4},

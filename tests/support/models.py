@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -56,6 +65,41 @@ def save_tiny_llama(folder: Path, dtype: torch.dtype = torch.float32, **changes:
     model.generation_config.eos_token_id = 3
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """The byte tokenizer, but with what encoders put around one text or two: [CLS] one [SEP] two [SEP]."""
+    fast = byte_tokenizer(None)
+    fast.add_special_tokens({"cls_token": "<|im_start|>", "sep_token": "<|im_end|>"})
+    fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>",
+        pair="<|im_start|> $A <|im_end|> $B:1 <|im_end|>:1",
+        special_tokens=[(token, fast.convert_tokens_to_ids(token)) for token in ("<|im_start|>", "<|im_end|>")],
+    )
+    return fast
+
+
+def tiny_bert_config(**changes: Any) -> BertConfig:
+    """A BERT of two layers, width 64; random features that differ enough for norms alone to learn from them."""
+    settings: dict[str, Any] = {
+        "vocab_size": 272,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "initializer_range": 0.1,
+    }
+    return BertConfig(**settings | changes)
+
+
+def save_tiny_bert(folder: Path, kind: type[PreTrainedModel] = BertModel, **changes: Any) -> Path:
+    """Write a tiny BERT with reproducible random weights, with the head that `kind` has, and its tokenizer."""
+    torch.manual_seed(0)
+    kind(tiny_bert_config(**changes)).save_pretrained(folder)
+    pair_tokenizer().save_pretrained(folder)
     return folder
 
 

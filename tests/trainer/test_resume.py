@@ -41,10 +41,11 @@ def attempt(job, root: Path, number: int, **stop):
     return run(job, context.scratch, number, context)
 
 
-def a_resumable_job(root: Path, strategy: str):
+def a_resumable_job(root: Path, strategy: str, task: str = "Instruction"):
     return a_job(
         root,
         strategy,
+        task,
         hyperparameters={"maxSteps": 9, "dropout": 0.1, "gradientAccumulationSteps": 2, "perDeviceBatchSize": 2},
         checkpoint={"everySteps": 3},
         evaluation={"everySteps": 2},
@@ -56,19 +57,22 @@ def weights(root: Path) -> dict[str, torch.Tensor]:
 
 
 STOPS = {
-    "Full": [{"stage": Stage.EVALUATING}, {"step": 4}],
-    "LoRA": [{"step": 1}, {"step": 4}, {"step": 5}],
-    "QLoRA": [{"step": 4}],
+    ("Full", "Instruction"): [{"stage": Stage.EVALUATING}, {"step": 4}],
+    ("LoRA", "Instruction"): [{"step": 1}, {"step": 4}, {"step": 5}],
+    ("QLoRA", "Instruction"): [{"step": 4}],
+    ("Full", "SequenceClassification"): [{"step": 1}, {"step": 4}],
+    ("LoRA", "SequenceClassification"): [{"step": 5}],
+    ("LoRA", "Regression"): [{"step": 4}],
 }
 """An evaluation is due after every second step: what a stop at step 4 skips, the next attempt makes up for."""
 
 
-@pytest.mark.parametrize("strategy", STOPS)
-def test_stopping_at_steps_and_during_evaluations_changes_no_weight(tmp_path, strategy):
-    undisturbed = a_resumable_job(tmp_path / "one", strategy)
+@pytest.mark.parametrize(("strategy", "task"), STOPS)
+def test_stopping_at_steps_and_during_evaluations_changes_no_weight(tmp_path, strategy, task):
+    undisturbed = a_resumable_job(tmp_path / "one", strategy, task)
     expected = attempt(undisturbed, tmp_path / "one", 1)
-    job = a_resumable_job(tmp_path / "two", strategy)
-    for number, stop in enumerate(STOPS[strategy], start=1):
+    job = a_resumable_job(tmp_path / "two", strategy, task)
+    for number, stop in enumerate(STOPS[strategy, task], start=1):
         with pytest.raises(StoppedError):
             attempt(job, tmp_path / "two", number, **stop)
     found = attempt(job, tmp_path / "two", 9)

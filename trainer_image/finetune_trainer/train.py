@@ -213,6 +213,7 @@ def _deliver(
         # Pod additions may hold what somebody wanted nobody to read.
         spec=context.job.spec.model_copy(update={"pod_template": None}).to_wire(),
         data=session.prepared.report,
+        baseline=before.what,
         evaluation=after.details,
         history=trained.history,
         warnings=context.reporter.snapshot().warnings,

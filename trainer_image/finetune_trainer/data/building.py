@@ -1,15 +1,17 @@
-"""Dataset files -> a folder with encoded rows, packs, samples and the report."""
+"""Dataset files -> a folder with encoded rows, the report, and whatever else a kind of data needs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.job import DatasetFormat, DatasetSpec, InvalidRowPolicy, TaskType
@@ -20,8 +22,8 @@ from finetune_trainer.data.masks import Masker
 from finetune_trainer.data.packing import pack
 from finetune_trainer.data.problems import Problem, Problems
 from finetune_trainer.data.readers import Row
-from finetune_trainer.data.report import Tally, warnings
-from finetune_trainer.data.rows import RowWriter, open_rows
+from finetune_trainer.data.report import Tally, TextTally, warnings
+from finetune_trainer.data.rows import TEXT_COLUMNS, RowWriter, open_rows
 from finetune_trainer.data.samples import samples_of
 from finetune_trainer.data.sources import NamedFile
 from finetune_trainer.data.splits import TRAINING, VALIDATION, held_out, source_column, split
@@ -38,22 +40,70 @@ PROGRESS_ROWS = 1000
 
 Progress = Callable[[str, int], None]
 """Called with `training` or `validation` and the rows done so far."""
+Encode = Callable[[Sequence[Row | Problem]], list[Any]]
+"""One result for each row, in order: a Problem, or what has `samples()`; can be pickled."""
 
 
 @dataclass(frozen=True)
-class Builder:
+class Built:
+    """What stands in the folder when all rows are encoded.
+
+    Attributes:
+        files: those that the held-out rows come from; without such rows, those of the training rows.
+        format: of these files.
+        held: the rows of the training files that are held out.
+    """
+
+    folder: Path
+    files: list[NamedFile]
+    format: str
+    parts: dict[str, Dataset]
+    held: list[int]
+
+    def held_out(self, count: int) -> list[int]:
+        """Numbers of held-out rows in the files, at most so many where they have files of their own."""
+        if self.held or VALIDATION not in self.parts:
+            return self.held
+        return [int(source) for source in source_column(self.parts[VALIDATION])[:count]]
+
+
+@dataclass(frozen=True)
+class Builder(ABC):
     """The settings of a preparation; `build` does it."""
 
     spec: DatasetSpec
     task: TaskType
     tokenizer: PreTrainedTokenizerBase
-    template: ChatTemplate | None
     max_length: int
     seed: int
-    packing: bool
-    samples: int
     processes: int
     progress: Progress
+
+    @property
+    @abstractmethod
+    def columns(self) -> pa.Schema:
+        """The columns of encoded rows."""
+
+    @abstractmethod
+    def encoder(self, row_format: str, part: str, folder: Path) -> Encode:
+        """What encodes the rows of a part; the training rows are in the folder when it is asked for validation."""
+
+    @abstractmethod
+    def tally(self, row_format: str) -> Tally:
+        """What counts the results."""
+
+    @property
+    def limit(self) -> str:
+        """What longer rows are cut to, in words."""
+        return f"hyperparameters.maxLength {self.max_length}"
+
+    def hold_out(self, rows: Dataset, fraction: float) -> list[int]:
+        """The source rows to hold out of the encoded training rows."""
+        return held_out(source_column(rows), fraction, self.seed)
+
+    @abstractmethod
+    def complete(self, built: Built) -> dict[str, Any]:
+        """Write what belongs to the rows; what the report says of it, its `warnings` among the others."""
 
     def build(self, folder: Path, files: list[NamedFile], others: list[NamedFile], ignored: list[str]) -> None:
         """Write everything into the folder; `others` are the files of dataset.validation.uri."""
@@ -62,25 +112,20 @@ class Builder:
         if others:
             tallies[VALIDATION] = self._encode(VALIDATION, others, folder)
         elif self.spec.validation and self.spec.validation.fraction:
-            rows = open_rows(folder / f"{TRAINING}.arrow")
-            held = held_out(source_column(rows), self.spec.validation.fraction, self.seed)
+            held = self.hold_out(open_rows(folder / f"{TRAINING}.arrow"), self.spec.validation.fraction)
         parts = split(folder, held)
-        packs = self._pack(folder, parts) if self.packing else {}
         last = tallies[VALIDATION if others else TRAINING]
-        rows_held = source_column(parts[VALIDATION])[: self.samples * 10].tolist() if others else held
+        more = self.complete(Built(folder, others or files, last.format, parts, held))
         report = {
             "format": tallies[TRAINING].format,
-            "template": self.template.source if self.template else None,
             "rows": {name: len(part) for name, part in parts.items()},
-            "packs": packs,
             "ignoredFiles": ignored,
-            "warnings": warnings(tallies, ignored, self.max_length),
+            **more,
+            "warnings": [*warnings(tallies, ignored, self.limit), *more.get("warnings", [])],
             **{name: tally.report(self.tokenizer) for name, tally in tallies.items()},
         }
-        samples = self._samples(others or files, FORMATS[last.format], rows_held)
-        _write_json(folder / "held-out.json", held)
-        _write_json(folder / "report.json", report)
-        _write_json(folder / "samples.json", samples)
+        write_json(folder / "held-out.json", held)
+        write_json(folder / "report.json", report)
 
     def _encode(self, part: str, files: list[NamedFile], folder: Path) -> Tally:
         """Encode all rows of the files into the part's file.
@@ -90,17 +135,17 @@ class Builder:
         """
         items = sources.read(files)
         head = list(islice(items, DETECTION_ROWS))
-        tally = Tally(self._format(head).name)
-        encoder = Encoder(Masker.of(self.tokenizer), self.template, tally.format, self.max_length)
+        tally = self.tally(self._format(head).name)
+        encoder = self.encoder(tally.format, part, folder)
         # closing: a callback that raises must not leave processes behind.
         with (
-            RowWriter(folder / f"{part}.arrow") as writer,
+            RowWriter(folder / f"{part}.arrow", self.columns) as writer,
             closing(encode_all(encoder, chain(head, items), self.processes)) as results,
         ):
             for source, (_, result) in enumerate(results):
                 tally.add(result)
                 if not isinstance(result, Problem):
-                    writer.add(result, source)
+                    writer.add(result.samples(), source)
                 if (source + 1) % PROGRESS_ROWS == 0:
                     self.progress(part, source + 1)
         self._must_be_usable(tally)
@@ -125,9 +170,34 @@ class Builder:
         if not tally.used:
             raise tally.problems.error("repair the dataset: not one of its rows can be used")
 
-    def _pack(self, folder: Path, parts: dict[str, Dataset]) -> dict[str, int]:
-        """Write the packs of each part; returns how many there are."""
-        return {name: len(pack(part, self.max_length, folder / f"{name}-packs.arrow")) for name, part in parts.items()}
+
+@dataclass(frozen=True)
+class TextBuilder(Builder):
+    """Conversations and texts, whose tokens are learned."""
+
+    template: ChatTemplate | None
+    packing: bool
+    samples: int
+
+    @property
+    def columns(self) -> pa.Schema:
+        return TEXT_COLUMNS
+
+    def encoder(self, row_format: str, part: str, folder: Path) -> Encoder:
+        return Encoder(Masker.of(self.tokenizer), self.template, row_format, self.max_length)
+
+    def tally(self, row_format: str) -> TextTally:
+        return TextTally(row_format)
+
+    def complete(self, built: Built) -> dict[str, Any]:
+        """Write packs and samples."""
+        packs = {name: self._pack(part, built.folder / f"{name}-packs.arrow") for name, part in built.parts.items()}
+        wanted = built.held_out(self.samples * 10)
+        write_json(built.folder / "samples.json", self._samples(built.files, FORMATS[built.format], wanted))
+        return {"template": self.template.source if self.template else None, "packs": packs if self.packing else {}}
+
+    def _pack(self, part: Dataset, file: Path) -> int:
+        return len(pack(part, self.max_length, file)) if self.packing else 0
 
     def _samples(self, files: list[NamedFile], row_format: Format, wanted: list[int]) -> list[dict[str, Any]]:
         """Of held-out rows, read once more: the encoded ones no longer tell prompts from answers as people do."""
@@ -143,5 +213,5 @@ def _canonical(items: Iterable[Row | Problem], row_format: Format, wanted: list[
             yield row_format.read(item.value)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune_trainer.data.conversations import Conversation
-from finetune_trainer.data.formats import FORMATS, Completion
+from finetune_trainer.data.formats import FORMATS, Completion, Text
 from finetune_trainer.data.masks import Ids, Mask, Masker, Supervised
 from finetune_trainer.data.problems import Problem, RowError
 from finetune_trainer.data.readers import Row
@@ -35,6 +36,10 @@ class Encoded:
     tokens: int
     cut: int = 0
     open_turns: int = 0
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The parts as they are kept."""
+        return [{"input_ids": ids, "labels": labels} for ids, labels in self.parts]
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Encoder:
         if isinstance(canonical, Completion):
             text = canonical.prompt + canonical.completion
             return Supervised(text, [(len(canonical.prompt), len(text))], alone=True)
+        assert isinstance(canonical, Text), "rows with labels have an encoder of their own"
         return Supervised(canonical.text, [(0, len(canonical.text))], alone=True)
 
     def _checked(self, row: Row | Problem, item: Supervised, ids: Ids, mask: Mask) -> Encoded | Problem:

@@ -35,7 +35,16 @@ class Text:
     text: str
 
 
-Canonical = Conversation | Completion | Text
+@dataclass(frozen=True)
+class Labeled:
+    """A text, or two, and what is to be said of it: `label` as it stands in the row."""
+
+    text: str
+    pair: str | None
+    label: Any
+
+
+Canonical = Conversation | Completion | Text | Labeled
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,18 @@ def text(row: dict[str, Any]) -> Text:
     return Text(_needed(row, "text"))
 
 
+def labeled(row: dict[str, Any]) -> Labeled:
+    """`text`, perhaps `textPair`, and `label`."""
+    content = _needed(row, "text")
+    pair = _needed(row, "textPair") if "textPair" in row else None
+    if "label" not in row:
+        raise RowError(f"label is missing; the fields here are {', '.join(map(str, row))}")
+    return Labeled(content, pair, row["label"])
+
+
 CHAT_TASKS = (TaskType.INSTRUCTION,)
 TEXT_TASKS = (TaskType.CAUSAL_LM,)
+LABEL_TASKS = (TaskType.SEQUENCE_CLASSIFICATION, TaskType.REGRESSION)
 FORMATS: dict[str, Format] = {
     item.name: item
     for item in (
@@ -124,6 +143,13 @@ FORMATS: dict[str, Format] = {
             CHAT_TASKS,
             lambda row: {"prompt", "completion"} <= set(row),
             prompt_completion,
+        ),
+        Format(
+            "labeled",
+            "text, perhaps textPair, and label",
+            LABEL_TASKS,
+            lambda row: {"text", "label"} <= set(row),
+            labeled,
         ),
         Format("text", "text", TEXT_TASKS, lambda row: "text" in row, text),
     )
@@ -162,6 +188,8 @@ def _found(rows: list[dict[str, Any]]) -> str:
 
 
 def _way_out(rows: list[dict[str, Any]], task: TaskType) -> str:
+    if task in LABEL_TASKS and rows:
+        return "say in dataset.columns what the data calls them, such as {text: review, label: stars}"
     for item in FORMATS.values():
         if task not in item.tasks and any(item.fits(row) for row in rows):
             return f"the rows look like {item.name}: set task.type to {item.tasks[0].value}"

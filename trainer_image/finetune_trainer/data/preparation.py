@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.job import DatasetSpec, TaskType
 from finetune_trainer.data import sources
-from finetune_trainer.data.building import Builder, Progress
+from finetune_trainer.data.building import Builder, Progress, TextBuilder
 from finetune_trainer.data.fingerprint import fingerprint
 from finetune_trainer.data.packing import COLUMNS
 from finetune_trainer.data.prepared import Prepared
@@ -81,40 +81,66 @@ def prepare(
         DataError: rows that cannot be used (under onInvalidRow Fail), or a dataset without usable rows.
         UsageError: the tokenizer cannot be used.
     """
-    if not tokenizer.is_fast:
-        raise UsageError(
-            f"model.uri: {type(tokenizer).__name__} does not tell which characters a token stands for",
-            "add the tokenizer.json of its fast version to the model",
-        )
-    usable, ignored = sources.select(files)
-    others = sources.select(validation_files)[0] if validation_files else []
     template = chat_template(tokenizer) if task is TaskType.INSTRUCTION else None
-    settings = (len(usable), spec, task, template, max_length, seed, packing, samples)
-    folder = scratch / "prepared" / fingerprint([*usable, *others], tokenizer, *settings)
-    with _locked(folder):
-        if not folder.exists():
-            partial = _emptied(folder.with_suffix(".partial"))
-            workers = processes or min(usable_cores(), MAX_PROCESSES)
-            builder = Builder(spec, task, tokenizer, template, max_length, seed, packing, samples, workers, progress)
-            builder.build(partial, usable, others, ignored)
-            partial.rename(folder)
+    builder = TextBuilder(
+        spec, task, tokenizer, max_length, seed, processes or usual_processes(), progress, template, packing, samples
+    )
+    folder = built(builder, files, validation_files, scratch, template, packing, samples)
     parts = _load(folder, packing)
     ends = template.turn_ends if template else (tokenizer.eos_token,)
     return PreparedText(
         train=parts[TRAINING],
         validation=parts.get(VALIDATION),
-        report=json.loads((folder / "report.json").read_text(encoding="utf-8")),
+        report=read_json(folder / "report.json"),
         eos_token_ids=[tokenizer.convert_tokens_to_ids(token) for token in ends],
-        samples=[Sample(**sample) for sample in json.loads((folder / "samples.json").read_text(encoding="utf-8"))],
+        samples=[Sample(**sample) for sample in read_json(folder / "samples.json")],
         packed=packing,
     )
+
+
+def built(
+    builder: Builder,
+    files: Sequence[NamedFile],
+    validation_files: Sequence[NamedFile],
+    scratch: Path,
+    *settings: object,
+) -> Path:
+    """The folder that the builder has made of the files, now or earlier.
+
+    Args:
+        settings: what the rows depend on beside the settings of every builder.
+    """
+    if not builder.tokenizer.is_fast:
+        raise UsageError(
+            f"model.uri: {type(builder.tokenizer).__name__} does not tell which characters a token stands for",
+            "add the tokenizer.json of its fast version to the model",
+        )
+    usable, ignored = sources.select(files)
+    others = sources.select(validation_files)[0] if validation_files else []
+    common = (len(usable), builder.spec, builder.task, builder.max_length, builder.seed)
+    folder = scratch / "prepared" / fingerprint([*usable, *others], builder.tokenizer, *common, *settings)
+    with _locked(folder):
+        if not folder.exists():
+            partial = _emptied(folder.with_suffix(".partial"))
+            builder.build(partial, usable, others, ignored)
+            partial.rename(folder)
+    return folder
+
+
+def usual_processes() -> int:
+    """How many encode where nobody says it."""
+    return min(usable_cores(), MAX_PROCESSES)
+
+
+def read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _load(folder: Path, packing: bool) -> dict[str, Dataset]:
     if packing:
         files = {name: folder / f"{name}-packs.arrow" for name in (TRAINING, VALIDATION)}
         return {name: open_rows(file) for name, file in files.items() if file.exists()}
-    parts = split(folder, json.loads((folder / "held-out.json").read_text()))
+    parts = split(folder, read_json(folder / "held-out.json"))
     return {name: part.select_columns(COLUMNS) for name, part in parts.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,74 +19,107 @@ SAMPLE_TOKENS = 512
 
 
 @dataclass
-class Tally:
+class Tally(ABC):
     """Counts over the rows of one part (training or validation)."""
 
     format: str
     used: int = 0
     tokens: int = 0
-    learned: int = 0
     longest: int = 0
     cut_rows: int = 0
     cut_tokens: int = 0
-    open_turns: int = 0
     problems: Problems = field(default_factory=Problems)
-    sample: Encoded | None = None
 
-    def add(self, result: Encoded | Problem) -> None:
+    def add(self, result: Any) -> None:
         if isinstance(result, Problem):
             self.problems.add(result)
-            return
+        else:
+            self.count(result)
+
+    def count(self, result: Any) -> None:
+        """Count a row that can be used."""
         self.used += 1
-        self.tokens += sum(len(ids) for ids, _ in result.parts)
-        self.learned += sum(int(np.count_nonzero(labels != IGNORED)) for _, labels in result.parts)
+        self.tokens += sum(len(sample["input_ids"]) for sample in result.samples())
         self.longest = max(self.longest, result.tokens)
         self.cut_rows += result.cut > 0
         self.cut_tokens += result.cut
-        self.open_turns += result.open_turns
-        self.sample = self.sample or result
 
     def report(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         return {
             "rows": self.used,
             "tokens": self.tokens,
-            "learnedTokens": self.learned,
-            "learnedShare": round(self.learned / self.tokens, 4) if self.tokens else 0.0,
             "longestRowTokens": self.longest,
             "cutRows": self.cut_rows,
             "cutTokens": self.cut_tokens,
-            "turnsWithoutEndToken": self.open_turns,
             "dropped": self.problems.report(),
-            "sample": self._sample(tokenizer),
+            "sample": self.sample(tokenizer),
         }
 
-    def _sample(self, tokenizer: PreTrainedTokenizerBase) -> str:
+    @abstractmethod
+    def sample(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The first row, as people can check it."""
+
+    def warnings(self, limit: str) -> list[str]:
+        """See `warnings`."""
+        found = []
+        if self.problems.count:
+            found.append(
+                f"{self.problems.count} of {self.problems.count + self.used} rows were dropped; "
+                f"the first: {self.problems.first[0]}"
+            )
+        if self.cut_rows:
+            found.append(
+                f"{self.cut_rows} of {self.used} rows were cut to {limit} "
+                f"({self.cut_tokens} tokens lost; the longest row has {self.longest}); their ends are not learned"
+            )
+        return found
+
+
+@dataclass
+class TextTally(Tally):
+    """Of rows whose tokens are learned."""
+
+    learned: int = 0
+    open_turns: int = 0
+    first: Encoded | None = None
+
+    def count(self, result: Encoded) -> None:
+        super().count(result)
+        self.learned += sum(int(np.count_nonzero(labels != IGNORED)) for _, labels in result.parts)
+        self.open_turns += result.open_turns
+        self.first = self.first or result
+
+    def report(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        return super().report(tokenizer) | {
+            "learnedTokens": self.learned,
+            "learnedShare": round(self.learned / self.tokens, 4) if self.tokens else 0.0,
+            "turnsWithoutEndToken": self.open_turns,
+        }
+
+    def sample(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """The first row as text, with [[ ]] around what is learned."""
-        if self.sample is None:
+        if self.first is None:
             return ""
-        ids, labels = (array[:SAMPLE_TOKENS] for array in self.sample.parts[0])
+        ids, labels = (array[:SAMPLE_TOKENS] for array in self.first.parts[0])
         return rendered_sample(tokenizer, ids, labels != IGNORED)
 
-
-def warnings(parts: Mapping[str, Tally], ignored: list[str], max_length: int) -> list[str]:
-    """What a user should know though the data can be used, in sentences with numbers."""
-    found = []
-    for name, tally in parts.items():
-        if tally.problems.count:
+    def warnings(self, limit: str) -> list[str]:
+        found = super().warnings(limit)
+        if self.open_turns:
             found.append(
-                f"{name}: {tally.problems.count} of {tally.problems.count + tally.used} rows were dropped; "
-                f"the first: {tally.problems.first[0]}"
-            )
-        if tally.cut_rows:
-            found.append(
-                f"{name}: {tally.cut_rows} of {tally.used} rows were cut to hyperparameters.maxLength {max_length} "
-                f"({tally.cut_tokens} tokens lost; the longest row has {tally.longest}); their ends are not learned"
-            )
-        if tally.open_turns:
-            found.append(
-                f"{name}: {tally.open_turns} answers do not end with a token that ends a turn, as the model's chat "
+                f"{self.open_turns} answers do not end with a token that ends a turn, as the model's chat "
                 "template writes them, so the model does not learn to stop there"
             )
+        return found
+
+
+def warnings(parts: Mapping[str, Tally], ignored: list[str], limit: str) -> list[str]:
+    """What a user should know though the data can be used, in sentences with numbers.
+
+    Args:
+        limit: what rows are cut to, in words.
+    """
+    found = [f"{name}: {warning}" for name, tally in parts.items() for warning in tally.warnings(limit)]
     if ignored:
         found.append(f"{len(ignored)} files have no known ending and were left out: {', '.join(ignored[:3])}")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,13 +29,43 @@ def held_out(sources: NDArray[np.int64], fraction: float, seed: int) -> list[int
         DataError: there is only one row.
     """
     rows = sorted({int(source) for source in sources})
-    if len(rows) < 2:
+    return sorted(random.Random(seed).sample(rows, _share(len(rows), fraction)))
+
+
+def held_out_evenly(sources: NDArray[np.int64], classes: Sequence[Hashable], fraction: float, seed: int) -> list[int]:
+    """The same share of every class, as nearly as whole rows allow; of each class at least one row is trained on.
+
+    Args:
+        sources: each row's number, without repetition.
+        classes: of each row.
+
+    Raises:
+        DataError: there is only one row, or one of each class.
+    """
+    count, rng = _share(len(sources), fraction), random.Random(seed)
+    groups: dict[Hashable, list[int]] = {}
+    for source, group in zip(sources, classes, strict=True):
+        groups.setdefault(group, []).append(int(source))
+    # The n-th row of a class of c is due at about n/c of all; those that are due first are held out.
+    due = []
+    for group in sorted(groups, key=str):
+        rows = rng.sample(groups[group], len(groups[group]))
+        due += [((place + rng.random()) / len(rows), row) for place, row in enumerate(rows[:-1])]
+    if not due:
+        raise DataError(
+            "dataset.validation.fraction: every class has a single row, which cannot be both trained on and held out",
+            "add rows, or remove dataset.validation",
+        )
+    return sorted(row for _, row in sorted(due)[:count])
+
+
+def _share(rows: int, fraction: float) -> int:
+    if rows < 2:
         raise DataError(
             "dataset.validation.fraction: the dataset has one usable row, which cannot be both trained on and held out",
             "add rows, or remove dataset.validation",
         )
-    count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
-    return sorted(random.Random(seed).sample(rows, count))
+    return min(max(round(fraction * rows), 1), rows - 1)
 
 
 def source_column(rows: Dataset) -> NDArray[np.int64]:
@@ -42,12 +73,14 @@ def source_column(rows: Dataset) -> NDArray[np.int64]:
     return rows.data.column(SOURCE).to_numpy()
 
 
-def split(folder: Path, sources_held_out: list[int]) -> dict[str, Dataset]:
+def split(
+    folder: Path, sources_held_out: list[int], opened: Callable[[Path], Dataset] = open_rows
+) -> dict[str, Dataset]:
     """The parts of what was encoded into a folder: two files, or one of which some rows are held out."""
-    rows = open_rows(folder / f"{TRAINING}.arrow")
+    rows = opened(folder / f"{TRAINING}.arrow")
     others = folder / f"{VALIDATION}.arrow"
     if others.exists():
-        return {TRAINING: rows, VALIDATION: open_rows(others)}
+        return {TRAINING: rows, VALIDATION: opened(others)}
     if not sources_held_out:
         return {TRAINING: rows}
     held = np.isin(source_column(rows), sources_held_out)

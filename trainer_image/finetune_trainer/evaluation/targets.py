@@ -15,6 +15,9 @@ from finetune_trainer.evaluation import tables
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+SHOWN = 50
+"""Classes that a sentence names."""
+
 
 class Target(ABC):
     """Of a head with one output for each label.
@@ -42,6 +45,15 @@ class Target(ABC):
     def _same_problem(self, config: PretrainedConfig) -> bool:
         return getattr(config, "problem_type", None) in (None, self.problem_type)
 
+    @property
+    @abstractmethod
+    def answers(self) -> str:
+        """What the outputs say, in a sentence."""
+
+    def _named(self) -> str:
+        shown = ", ".join(f"`{label}`" for label in self.labels[:SHOWN])
+        return f"{len(self.labels)} classes: {shown}{', ...' if len(self.labels) > SHOWN else ''}"
+
     @abstractmethod
     def tensor(self, values: Iterable[Any]) -> torch.Tensor:
         """The labels of rows, as they are kept in the prepared data, as the loss takes them."""
@@ -68,6 +80,10 @@ class OneClass(Target):
 
     problem_type = "single_label_classification"
     guess = "majority class"
+
+    @property
+    def answers(self) -> str:
+        return f"It tells which of {self._named()}."
 
     def tensor(self, values: Iterable[int]) -> torch.Tensor:
         return torch.tensor(list(values), dtype=torch.long)
@@ -97,6 +113,10 @@ class AnyClasses(Target):
 
     problem_type = "multi_label_classification"
     guess = "majority of each class"
+
+    @property
+    def answers(self) -> str:
+        return f"It tells which, if any, of {self._named()}. A class counts where its output is above 0."
 
     def tensor(self, values: Iterable[Sequence[int]]) -> torch.Tensor:
         """(rows, classes) of ones and zeros."""
@@ -129,6 +149,10 @@ class Number(Target):
 
     problem_type = "regression"
     guess = "mean"
+
+    @property
+    def answers(self) -> str:
+        return "It gives a number, in the unit of the labels."
 
     def __init__(self) -> None:
         # The name that transformers gives a single output.

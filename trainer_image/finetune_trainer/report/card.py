@@ -17,7 +17,7 @@ tags: [fine-tuned, {strategy}]
 
 # {job}
 
-`{base}`, fine-tuned with the strategy {strategy} for the task {task}.
+`{base}`, fine-tuned with the strategy {strategy} for the task {task}.{answers}
 
 ## How to load it
 
@@ -55,13 +55,19 @@ class Facts(Protocol):
     loader: str
     pipeline_tag: str
 
+    @property
+    def settings(self) -> str: ...
+    @property
+    def answers(self) -> str: ...
+
 
 def card(report: Report, kind: str, loading: str, task: Facts) -> str:
     """The card, in Markdown with the front matter that hubs read.
 
     Args:
         kind: `adapter` or `model`: which of the two folders it lies in.
-        loading: Python code that loads the adapter, with `{loader}` for the class that loads the base.
+        loading: Python code that loads the adapter, with `{loader}` for the class that loads the base and
+            `{settings}` for what it must be told.
     """
     spec, result = report.spec, report.result
     rows = report.data.get("rows", {})
@@ -71,7 +77,8 @@ def card(report: Report, kind: str, loading: str, task: Facts) -> str:
         strategy=spec["strategy"]["type"],
         job=result.job,
         task=spec["task"]["type"],
-        loading=(loading if kind == "adapter" else WHOLE_MODEL).format(loader=task.loader),
+        loading=(loading if kind == "adapter" else WHOLE_MODEL).format(loader=task.loader, settings=task.settings),
+        answers=f" {task.answers}" if task.answers else "",
         pipeline_tag=task.pipeline_tag,
         dataset=spec["dataset"]["uri"],
         rows=", ".join(f"{count:,} rows for {name}" for name, count in rows.items()) or "see report.json",
@@ -93,4 +100,4 @@ def _metrics(report: Report) -> str:
         f"| {name} | {result.baseline.get(name, float('nan')):.4g} | {value:.4g} |"
         for name, value in sorted(result.metrics.items())
     ]
-    return "\n".join(["| held-out rows | base model | tuned |", "|---|---|---|", *lines])
+    return "\n".join([f"| held-out rows | {report.baseline} | tuned |", "|---|---|---|", *lines])

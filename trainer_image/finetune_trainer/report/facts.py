@@ -17,6 +17,7 @@ class Report(Message):
     result: Result
     spec: dict[str, Any] = Field(description="The job's spec with all defaults filled in, without its pod additions.")
     data: dict[str, Any] = Field(description="What the dataset held, what was left out, and a row with its mask.")
+    baseline: str = Field("base model", description="What the tuned model is compared with.")
     evaluation: dict[str, Any] = Field({}, description="More of the tuned model's evaluation, as the task knows it.")
     angles: list[Angle] = Field([], description="How far each block's parts have turned, where a model is delivered.")
     history: list[dict[str, float]] = Field(description="Loss, learning rate and evaluations by step.")

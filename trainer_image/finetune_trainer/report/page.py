@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from finetune_trainer.report.facts import Report
+from finetune_trainer.report.predictions import predictions
 from finetune_trainer.report.svg import bar_chart, line_chart
 
 STYLE = """
@@ -14,7 +15,7 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd;
 vertical-align:top}pre{white-space:pre-wrap;background:#f5f7fa;padding:.6rem;border-radius:4px}
-svg{width:100%;font-size:11px}figure{margin:1rem 0}.better{color:#15803d}
+svg{width:100%;font-size:11px}figure{margin:1rem 0}.wide{overflow-x:auto}
 """
 
 
@@ -27,6 +28,7 @@ def page(report: Report) -> str:
         f"<h1>{title}</h1>",
         _table(_summary(report)),
         "<h2>Held-out rows, before and after</h2>" + _metrics(report) if result.metrics else "",
+        predictions(report.evaluation),
         "<h2>Curves</h2>"
         + line_chart("Loss", {"training": report.curve("loss"), "held-out": report.curve("eval_loss")})
         + line_chart("Learning rate", {"learning rate": report.curve("learning_rate")}),
@@ -59,7 +61,7 @@ def _metrics(report: Report) -> str:
         f"<tr><td>{escape(name)}<td>{report.result.baseline.get(name, float('nan')):.4g}<td><b>{value:.4g}</b>"
         for name, value in sorted(report.result.metrics.items())
     )
-    return f"<table><tr><th>Metric<th>Base model<th>Tuned{rows}</table>"
+    return f"<table><tr><th>Metric<th>{escape(report.baseline.capitalize())}<th>Tuned{rows}</table>"
 
 
 def _angles(report: Report) -> str:

@@ -50,6 +50,22 @@ def bar(left: float, top: float, width: float, xs: tuple[float, float], ys: tupl
     return f'<rect x="{start:.1f}" y="{HEIGHT - 24 - height:.1f}" width="{end - start:.1f}" height="{height:.1f}"/>'
 
 
+def scatter(title: str, points: Points) -> str:
+    """(true, predicted) as dots over equal axes, with the line on which they were equal."""
+    both = bounds([value for point in points for value in point])
+    ends = path([(value, value) for value in both], both, both)
+    dots = "".join(
+        f'<circle r="2" cx="{x}" cy="{y}" fill="{COLORS[0]}" fill-opacity="0.5"/>'
+        for x, y in (place.split(",") for place in path(points, both, both).split())
+    )
+    return _figure(
+        title,
+        f'{axes(both, both)}<polyline stroke="#888" stroke-dasharray="4" points="{ends}"/>{dots}'
+        f'<text x="{WIDTH // 2}" y="{HEIGHT - 8}" text-anchor="middle">true</text>'
+        f'<text x="{MARGIN + 4}" y="16">predicted</text>',
+    )
+
+
 def _figure(title: str, content: str) -> str:
     return (
         f'<figure><figcaption>{title}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'

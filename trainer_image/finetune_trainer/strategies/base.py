@@ -27,7 +27,8 @@ class Strategy(ABC):
 
     output_kind: ClassVar[Literal["adapter", "model"]]
     loading: ClassVar[str]
-    """Python code that loads what is delivered; `{loader}` stands for the class of transformers that loads the base."""
+    """Python code that loads what is delivered; `{loader}` stands for the class of transformers that loads the base,
+    `{settings}` for further arguments that it must be given."""
 
     def __init__(self, spec: StrategySpec) -> None:
         self.spec = spec

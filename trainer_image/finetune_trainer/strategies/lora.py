@@ -46,7 +46,7 @@ class Lora(PeftStrategy):
             use_rslora=options.rs_lora,
             use_dora=options.dora,
             # An output head that shares its weights with the embedding goes on sharing them when it is trained.
-            ensure_weight_tying=bool(whole) and getattr(model.config.get_text_config(), "tie_word_embeddings", False),
+            ensure_weight_tying=bool(whole) and bool(model.all_tied_weights_keys),
         )
 
     def changes(self, tensors: dict[str, torch.Tensor]) -> bool:

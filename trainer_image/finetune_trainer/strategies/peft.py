@@ -25,7 +25,7 @@ class PeftStrategy(AdapterStrategy):
 
     loading = (
         "from peft import PeftModel\nfrom transformers import {loader}\n\n"
-        'base = {loader}.from_pretrained("<base model>")\n'
+        'base = {loader}.from_pretrained("<base model>"{settings})\n'
         'model = PeftModel.from_pretrained(base, "<this folder>")'
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_api.job import FineTuneJobSpec, TaskType
 from finetune_trainer.tasks.base import Inputs, Task
+from finetune_trainer.tasks.labeled_text import LabeledTextTask
 from finetune_trainer.tasks.language_model import LanguageModelTask
 
 __all__ = ["Inputs", "Task", "task_of"]
@@ -11,6 +12,8 @@ __all__ = ["Inputs", "Task", "task_of"]
 TASKS: dict[TaskType, type[Task]] = {
     TaskType.INSTRUCTION: LanguageModelTask,
     TaskType.CAUSAL_LM: LanguageModelTask,
+    TaskType.SEQUENCE_CLASSIFICATION: LabeledTextTask,
+    TaskType.REGRESSION: LabeledTextTask,
 }
 
 

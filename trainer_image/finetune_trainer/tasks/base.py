@@ -111,6 +111,16 @@ class Task(ABC):
                 "upload all shards of the model; check that config.json belongs to them",
             )
 
+    @property
+    def settings(self) -> str:
+        """What `loader` must be told of the output when it loads the bare base: further arguments, as Python code."""
+        return ""
+
+    @property
+    def answers(self) -> str:
+        """What the output says, in a sentence for the model card."""
+        return ""
+
     def finish(self, model: PreTrainedModel) -> None:
         """Set on the model what its users will need, once it is prepared; raise UsageError if it cannot work."""
 

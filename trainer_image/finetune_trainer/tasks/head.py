@@ -107,7 +107,22 @@ class HeadTask(Task):
     def skeleton(self, source: Source) -> Loaded:
         """With a new head: how many answers it has, and whether the base's own serves, only the data tells."""
         head = Head(source, self.loader)
-        return Loaded(skeleton(source, self.loader), fresh=head.outputs, peft_task=self.peft_task)
+        model = skeleton(source, self.loader, self.expected_outputs)
+        return Loaded(model, fresh=head.outputs, peft_task=self.peft_task)
+
+    @property
+    def expected_outputs(self) -> int | None:
+        """How many answers the spec alone tells of."""
+        labels = self.spec.task.labels
+        return len(labels) if labels else None
+
+    @property
+    def settings(self) -> str:
+        return f", num_labels={len(self.target.labels)}, ignore_mismatched_sizes=True"
+
+    @property
+    def answers(self) -> str:
+        return self.target.answers
 
     def finish(self, model: PreTrainedModel) -> None:
         """Nothing is generated, so nothing is kept for it."""

@@ -1,0 +1,216 @@
+"""The way from files with labelled texts to tokens and labels as the loss takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerBase
+
+from finetune_api.job import DatasetSpec
+from finetune_api.task import TaskSpec
+from finetune_trainer.data.building import Builder, Built, Progress, write_json
+from finetune_trainer.data.label_encoding import LABEL, LabeledEncoder, LabelTally
+from finetune_trainer.data.labels import ClassLabel, ClassLabels, Labels, Numbers, labels_of, ordered
+from finetune_trainer.data.preparation import built, read_json, usual_processes
+from finetune_trainer.data.prepared import Prepared
+from finetune_trainer.data.rows import open_rows
+from finetune_trainer.data.sources import NamedFile
+from finetune_trainer.data.splits import TRAINING, VALIDATION, held_out_evenly, source_column, split
+from finetune_trainer.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SHOWN_CLASSES = 100
+TRAINED = ("input_ids", "token_type_ids", "labels")
+
+
+@dataclass(frozen=True)
+class PreparedLabels(Prepared):
+    """Rows with the columns input_ids, token_type_ids where the model has them, and labels: the number of a class, a
+    list of such numbers, or a number.
+
+    Attributes:
+        classes: names in the order of the model's outputs; none for numbers.
+    """
+
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LabelBuilder(Builder):
+    """Texts and what is to be said of them.
+
+    Attributes:
+        limits: what longer rows are cut to, in words.
+    """
+
+    labels: Labels
+    typed: bool
+    limits: str
+
+    @property
+    def columns(self) -> pa.Schema:
+        types = [("token_type_ids", pa.list_(pa.int8()))] if self.typed else []
+        return pa.schema([("input_ids", pa.list_(pa.int32())), (LABEL, self.labels.kind), *types])
+
+    @property
+    def limit(self) -> str:
+        return self.limits
+
+    def encoder(self, row_format: str, part: str, folder: Path) -> LabeledEncoder:
+        labels = self.labels
+        if part == VALIDATION and isinstance(labels, ClassLabel):
+            labels = labels.among(self._classes(open_rows(folder / f"{TRAINING}.arrow")))
+        return LabeledEncoder(self.tokenizer, labels, row_format, self.max_length, self.typed)
+
+    def tally(self, row_format: str) -> LabelTally:
+        return LabelTally(row_format)
+
+    def hold_out(self, rows: Dataset, fraction: float) -> list[int]:
+        """Of single classes the same share of each: a rare one could else be held out whole, and never be learned."""
+        if not isinstance(self.labels, ClassLabel) or isinstance(self.labels, ClassLabels):
+            return super().hold_out(rows, fraction)
+        classes = rows.data.column(LABEL).to_pylist()
+        return held_out_evenly(source_column(rows), classes, fraction, self.seed)
+
+    def complete(self, built: Built) -> dict[str, Any]:
+        """Write the classes; what the labels are, and which of them are missing where."""
+        if isinstance(self.labels, Numbers):
+            write_json(built.folder / "classes.json", [])
+            spreads = {name: _spread(part[LABEL]) for name, part in built.parts.items()}
+            _must_spread(spreads, built.parts)
+            return {"maxLength": self.limits, "labels": spreads, "warnings": _far(spreads[TRAINING])}
+        classes = self._classes(open_rows(built.folder / f"{TRAINING}.arrow"))
+        write_json(built.folder / "classes.json", classes)
+        counts = {name: _counts(classes, part[LABEL]) for name, part in built.parts.items()}
+        shown = {name: dict(list(part.items())[:SHOWN_CLASSES]) for name, part in counts.items()}
+        absent = [text for name, part in counts.items() for text in _absent(name, part)]
+        return {"maxLength": self.limits, "labels": shown, "warnings": absent}
+
+    def _classes(self, rows: Dataset) -> tuple[str, ...]:
+        found = ordered(pc.unique(_flat(rows.data.column(LABEL))).to_pylist())
+        return self.labels.classes or found
+
+
+def prepare_labeled(
+    files: Sequence[NamedFile],
+    spec: DatasetSpec,
+    task: TaskSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    limit: str,
+    typed: bool,
+    seed: int,
+    scratch: Path,
+    validation_files: Sequence[NamedFile] = (),
+    order: tuple[str, ...] = (),
+    processes: int | None = None,
+    progress: Progress = lambda part, rows: None,
+) -> PreparedLabels:
+    """Prepare the dataset, or take up what another process on this machine has prepared; see preparation.prepare.
+
+    Args:
+        limit: where max_length comes from, in words.
+        typed: whether the model asks which of two texts a token belongs to.
+        order: of the classes, where the same ones are in the data and the spec names none.
+
+    Raises:
+        DataError: rows that cannot be used, or labels that tell nothing apart.
+    """
+    labels = labels_of(task)
+    builder = LabelBuilder(
+        spec, task.type, tokenizer, max_length, seed, processes or usual_processes(), progress, labels, typed, limit
+    )
+    folder = built(builder, files, validation_files, scratch, labels, typed)
+    classes = tuple(read_json(folder / "classes.json"))
+    if labels.classes is None and set(order) == set(classes):
+        classes = order
+    parts = split(folder, read_json(folder / "held-out.json"), partial(_open, labels=labels, classes=classes))
+    return PreparedLabels(
+        train=_trained(parts[TRAINING]),
+        validation=_trained(parts[VALIDATION]) if VALIDATION in parts else None,
+        report=read_json(folder / "report.json"),
+        classes=classes,
+    )
+
+
+def _open(path: Path, labels: Labels, classes: tuple[str, ...]) -> Dataset:
+    """The rows with the column `labels` beside those of the file."""
+    rows = open_rows(path)
+    column = rows.data.column(LABEL).combine_chunks()
+    if not isinstance(labels, Numbers):
+        column = _numbered(column, classes)
+    return rows.add_column("labels", column)
+
+
+def _numbered(names: pa.Array, classes: tuple[str, ...]) -> pa.Array:
+    """Names, or lists of them, as numbers of classes."""
+    if not pa.types.is_list(names.type):
+        return pc.index_in(names, value_set=pa.array(classes)).cast(pa.int64())
+    numbers = pc.index_in(names.flatten(), value_set=pa.array(classes)).cast(pa.int64())
+    return pa.ListArray.from_arrays(names.offsets, numbers)
+
+
+def _trained(rows: Dataset) -> Dataset:
+    return rows.select_columns(
+        [name for name in rows.column_names if name in ("input_ids", "token_type_ids", "labels")]
+    )
+
+
+def _flat(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.list_flatten(names) if pa.types.is_list(names.type) else names
+
+
+def _counts(classes: tuple[str, ...], labels: Any) -> dict[str, int]:
+    """Rows of each class, the commonest first."""
+    found = dict.fromkeys(classes, 0)
+    for label in labels:
+        for name in [label] if isinstance(label, str) else label:
+            found[name] += 1
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _absent(part: str, counts: dict[str, int]) -> list[str]:
+    absent = [name for name, rows in counts.items() if not rows]
+    if not absent:
+        return []
+    shown = ", ".join(map(repr, absent[:5])) + (", ..." if len(absent) > 5 else "")
+    what = "cannot be learned" if part == TRAINING else "are not measured"
+    return [f"{part}: {len(absent)} of {len(counts)} classes have no row and {what}: {shown}"]
+
+
+def _spread(labels: Any) -> dict[str, float]:
+    numbers = np.asarray(labels, dtype=np.float64)
+    return {"mean": numbers.mean(), "std": numbers.std(), "smallest": numbers.min(), "largest": numbers.max()}
+
+
+def _must_spread(spreads: dict[str, dict[str, float]], parts: dict[str, Dataset]) -> None:
+    if not spreads[TRAINING]["std"]:
+        raise DataError(
+            f"the training rows all have the label {spreads[TRAINING]['mean']:g}, so there is nothing to learn",
+            "name in dataset.columns the column that holds the labels",
+        )
+    if VALIDATION in parts and len(parts[VALIDATION]) < 2:
+        raise DataError(
+            "dataset.validation: there is one held-out row, and r2 compares what two or more of them have",
+            "hold out more rows, or remove dataset.validation",
+        )
+
+
+def _far(spread: dict[str, float]) -> list[str]:
+    """A fresh head starts at 0 and makes small steps."""
+    if max(abs(spread["mean"]), spread["std"]) <= 100:
+        return []
+    return [
+        f"training: the labels are about {spread['mean']:.4g}, give or take {spread['std']:.4g}; numbers near 1 are "
+        "learned best: divide them, or take their logarithm"
+    ]
