@@ -114,7 +114,9 @@ class Selection(ModelPart):
     )
 
     angle: AngleSelection | None = Field(
-        None, description="Of the attention and feed-forward parts only those that another fine-tuning ranks first."
+        None,
+        description="Of the attention and feed-forward parts only those that another fine-tuning ranks first; without "
+        "modules nothing else learns.",
     )
     fisher: FisherSelection | None = Field(
         None, description="Of all that only the parameters with the largest Fisher information."
