@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import Any
 
 import boto3
 import pytest
+import yaml
 from botocore.config import Config
 
+from tests.chart.rendering import of_kind
+from tests.e2e.cluster import apply, fresh_namespace, install_crd, kubectl
+from tests.e2e.operating import Operator
 from tests.support.s3 import Proxy, S3Server, running_s3_server
 
 HERE = Path(__file__).parent
-WITHOUT_IMAGES = ("test_api_server.py", "test_operator_api.py")
+WITHOUT_IMAGES = ("test_api_server.py", "test_chain_api.py", "test_operator_api.py")
 NEEDED = ("KUBECONFIG", "E2E_OPERATOR_IMAGE", "E2E_TRAINER_IMAGE")
 
 
@@ -61,3 +66,43 @@ def cluster_s3() -> Iterator[ClusterS3]:
 
 def _reached(server: S3Server, proxy: Proxy) -> ClusterS3:
     return ClusterS3(proxy.url, server.access_key, server.secret_key)
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[str]:
+    """One that takes FineTuneJobs."""
+    install_crd()
+    with fresh_namespace("operator-api") as name:
+        yield name
+
+
+@pytest.fixture
+def kubeconfig(namespace: str, tmp_path: Path) -> Path:
+    """Credentials of a service account that has the Role of the chart and nothing else."""
+    (role,) = of_kind("Role", {"watch": {"namespaces": [namespace]}})
+    subject = {"kind": "ServiceAccount", "name": "operator", "namespace": namespace}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]}
+    apply(
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "operator", "namespace": namespace}},
+        role,
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": {"name": "operator", "namespace": namespace}, "roleRef": reference, "subjects": [subject],
+        },
+    )  # fmt: skip
+    config = yaml.safe_load(kubectl("config", "view", "--raw", "--flatten", "--minify"))
+    token = kubectl("-n", namespace, "create", "token", "operator").strip()
+    config["users"] = [{"name": config["contexts"][0]["context"]["user"], "user": {"token": token}}]
+    file = tmp_path / "kubeconfig"
+    file.write_text(json.dumps(config))
+    return file
+
+
+@pytest.fixture
+def operator(namespace: str, kubeconfig: Path) -> Iterator[Operator]:
+    running = Operator(namespace, kubeconfig)
+    yield running
+    if running.process.poll() is None:
+        log = running.stop()
+        # Whatever permission is missing shows here: User "..." cannot list resource "..." in API group ...
+        assert "cannot" not in log or "resource" not in log.split("cannot", 1)[1][:60], log

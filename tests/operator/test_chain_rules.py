@@ -91,14 +91,14 @@ def look(status: FineTuneJobStatus | None = None, spec: Object | None = None, **
             {"sft": other("Succeeded", delivered={"uri": "s3://out/sft/adapter", "kind": "adapter"})},
             "ReferencedJobHasNoModel",
             "spec.model.uri: job sft delivers an adapter, and a job goes on from a whole model only; create it anew "
-            "with a strategy that trains the model, or name another model",
+            "with a strategy that trains the model, or name another",
             id="an adapter, whatever one thought of the strategy",
         ),
         pytest.param(
             {"sft": other("Running", strategy={"type": "LoRA"})},
             "ReferencedJobHasNoModel",
             "spec.model.uri: job sft delivers an adapter, and a job goes on from a whole model only; create it anew "
-            "with output.merge: true, or name another model",
+            "with output.merge: true, or name another",
             id="an adapter to come, before its hours of training",
         ),
         pytest.param(
@@ -158,10 +158,28 @@ def test_a_job_that_has_succeeded_is_followed_to(done: Named, place: str) -> Non
     assert look(decision.status).action == Create(1)
 
 
-def test_an_angle_is_read_from_the_report_whatever_was_delivered() -> None:
-    probe = other("Succeeded", strategy={"type": "LoRA"})
-    decision = look(spec={"strategy": PROBED}, probe=probe)
-    assert decision.status.references == {ANGLE: "s3://out/sft/report/angles.json"}
+@pytest.mark.parametrize(
+    ("probe", "place"),
+    [
+        pytest.param(other("Succeeded"), "s3://out/sft/report/angles.json", id="the report of a model"),
+        pytest.param(
+            other("Succeeded", strategy={"type": "IA3"}, output={"uri": "s3://out/sft", "merge": True}),
+            "s3://out/sft/model",
+            id="a merged model, since the report of an adapter has no angles",
+        ),
+    ],
+)
+def test_an_angle_is_read_from(probe: Named, place: str) -> None:
+    assert look(spec={"strategy": PROBED}, probe=probe).status.references == {ANGLE: place}
+
+
+def test_an_adapter_has_no_angles() -> None:
+    held = look(spec={"strategy": PROBED}, probe=other("Running", strategy={"type": "PromptTuning"})).status
+    assert (held.reason, held.message) == (
+        "ReferencedJobHasNoModel",
+        f"{ANGLE}: job probe delivers an adapter, and angles are those of a whole model; create it anew with a "
+        "strategy that trains the model, or name another",
+    )
 
 
 def test_all_that_is_named_must_have_succeeded_and_what_needs_a_person_is_told_first() -> None:

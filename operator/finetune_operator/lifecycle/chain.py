@@ -83,9 +83,10 @@ def _hopeless(situation: Situation, reference: Reference, other: Named) -> Hold 
         text = f"{field}: {who} cannot start itself ({other.reason}); its own status says why"
         return Hold("ReferencedJobBlocked", text)
     if _place(reference, other) is None:
+        needs = "a job goes on from a whole model only" if field == MODEL else "angles are those of a whole model"
         way_out = "with output.merge: true" if other.strategy in MERGEABLE else "with a strategy that trains the model"
-        text = f"{field}: {who} delivers an adapter, and a job goes on from a whole model only; create it anew"
-        return Hold("ReferencedJobHasNoModel", f"{text} {way_out}, or name another model")
+        text = f"{field}: {who} delivers an adapter, and {needs}; create it anew {way_out}, or name another"
+        return Hold("ReferencedJobHasNoModel", text)
     return None
 
 
@@ -93,13 +94,13 @@ def _place(reference: Reference, other: Named | None) -> str | None:
     """Where a job has delivered, or will, what the field asks of it; None where it delivers no such thing."""
     if other is None:
         return None
+    model = f"{other.uri}/model"
+    if other.kind == "adapter" or (not other.kind and other.strategy in WITHOUT_MODEL):
+        # The report of an adapter has no angles, but the merged model has them.
+        return model if other.merge else None
     if reference.field != MODEL:
         return f"{other.uri}/report/angles.json"
-    model = f"{other.uri}/model"
-    if other.kind == "model":
-        return other.delivered or model
-    adapter = other.kind == "adapter" or other.strategy in WITHOUT_MODEL
-    return model if other.merge or not adapter else None
+    return other.delivered or model
 
 
 def _circle(start: str, first: str, known: Mapping[str, Named | None]) -> list[str]:
