@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -73,6 +74,49 @@ def test_a_job_is_suspended_by_ctrl_c_goes_on_and_delivers_an_adapter_that_loads
 
     shell.run("storage", "cp", "s3://out/tiny/adapter/", "adapter/")
     _load(shell.folder)
+
+
+def chain() -> list[dict[str, object]]:
+    """A model that is trained whole, and two jobs that go on from it: by its weights, and by its angles."""
+    spec = {**job()["spec"], "hyperparameters": {"maxSteps": 6, "learningRate": 1.0e-3, "maxLength": 128}}  # type: ignore[dict-item]
+    own: dict[str, dict[str, object]] = {
+        "lora": {"model": {"uri": "job://first"}},
+        "partial": {
+            "strategy": {"type": "Partial", "select": {"angle": {"from": "job://first", "topK": 1}}},
+        },
+        "first": {"strategy": {"type": "Full"}},
+    }
+    named = {name: {**spec, "output": {"uri": f"s3://out/{name}"}, **changes} for name, changes in own.items()}
+    return [{**job(), "metadata": {"name": name}, "spec": spec} for name, spec in named.items()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_chain_trains_on_from_the_model_and_from_the_angles_of_its_first_job(shell: Shell) -> None:
+    shell.write("chain.yaml", yaml.safe_dump_all(chain()))
+    uploads = ("--upload", "model=s3://models/tiny", "--upload", "train.jsonl=s3://data/train.jsonl")
+    done = shell.run("run", "chain.yaml", *uploads, seconds=840)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^lora +LoRA +Succeeded +6/6 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^partial +Partial +Succeeded +6/6 ", done.stdout, re.MULTILINE)
+
+    for name, kind in (("first", "model"), ("lora", "adapter"), ("partial", "model")):
+        shell.run("storage", "cp", f"s3://out/{name}/{kind}/", f"{name}/")
+    base, first = _weights(shell.folder / "model"), _weights(shell.folder / "first")
+    assert any((base[name] != first[name]).any() for name in base)
+    assert json.loads((shell.folder / "lora" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
+        "s3://out/first/model"
+    )
+    partial = _weights(shell.folder / "partial")
+    turned = {name for name in base if (base[name] != partial[name]).any()}
+    parts = {re.sub(r"^(model\.layers\.\d+\.(self_attn|mlp))\..*", r"\1", name) for name in turned}
+    assert len(parts) == 1, parts
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 def _load(folder: Path) -> None:
