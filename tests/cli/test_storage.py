@@ -83,6 +83,7 @@ def test_the_embedded_server_keeps_data_and_is_shared_while_it_serves(tmp_path: 
 
 def test_a_job_that_reads_angles_from_a_bucket_needs_a_server() -> None:
     folders = {"model": {"uri": "file:///m"}, "dataset": {"uri": "file:///d"}, "output": {"uri": "file:///o"}}
+    folders["task"] = {"type": "CausalLM"}
     angle = {"from": "s3://probes/report/angles.json", "topK": 2}
     assert uses_s3({**folders, "strategy": {"type": "Partial", "select": {"angle": angle}}})
     assert not uses_s3({**folders, "strategy": {"type": "Full"}})
