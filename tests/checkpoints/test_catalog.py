@@ -152,13 +152,15 @@ def test_the_best_one_is_kept_beside_the_newest_until_a_better_one_is_complete(s
     assert steps(store, root) == [50]
 
 
-def test_one_step_is_fetched_by_its_number(store, root, tmp_path):
+def test_one_file_of_one_step_is_fetched_by_their_names(store, root, tmp_path):
     for step in (10, 20):
         save(store, root, tmp_path, step)
     checkpoints = Checkpoints(store, root, IDENTITY, keep=lambda: 3, on_commit=lambda ref: None)
-    assert (checkpoints.fetch(10, tmp_path / "best") / "weights").read_bytes().endswith(b"10")
+    assert checkpoints.fetch(10, "weights", tmp_path / "best").read_bytes().endswith(b"10")
     with pytest.raises(catalog.CorruptCheckpointError, match="no complete checkpoint of step 15"):
-        checkpoints.fetch(15, tmp_path / "best")
+        checkpoints.fetch(15, "weights", tmp_path / "best")
+    with pytest.raises(catalog.CorruptCheckpointError, match=r"step 10 has no scaler\.pt"):
+        checkpoints.fetch(10, "scaler.pt", tmp_path / "best")
 
 
 @given(steps=st.sets(st.integers(0, 9), min_size=1), keep=st.integers(1, 4), best=st.integers(0, 9))

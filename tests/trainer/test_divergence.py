@@ -58,3 +58,20 @@ def test_the_second_time_from_the_same_checkpoint_is_the_last(tmp_path, monkeypa
         with pytest.raises(DivergedError) as caught:
             run(job, context.scratch, 1, context)
         assert "learningRate" in caught.value.advice
+
+
+def test_a_run_that_goes_on_after_a_step_that_was_not_finite_ends_with_the_same_weights(tmp_path, monkeypatch):
+    # Noise on the embeddings is drawn in every step, and added by a hook that must not be there twice.
+    opened = Start.open
+    for name, steps in (("one", []), ("two", [3])):
+
+        def exploding(*args, steps=steps):
+            session = opened(*args)
+            explode_at(session.trainer, steps)
+            return session
+
+        monkeypatch.setattr(Start, "open", exploding)
+        job = a_job(tmp_path / name, "Full", checkpoint={"everySteps": 2}, hyperparameters={"neftuneAlpha": 5})
+        run(job, tmp_path / name / "scratch")
+    one, two = (load_file(tmp_path / name / "out/model/model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)

@@ -133,7 +133,11 @@ STARTS = {
 @pytest.mark.parametrize("case", STARTS)
 def test_stages_begin_after_steps_or_epochs(case):
     said, per_epoch, expected = STARTS[case]
-    assert starts(options(**said), 4, per_epoch) == expected
+    assert starts(options(**said), 4, lambda: per_epoch) == expected
+
+
+def test_by_steps_a_stream_will_do():
+    assert starts(options(everySteps=5), 3, lambda: len(iter(()))) == [0, 5, 10]
 
 
 def test_the_stage_follows_from_the_number_of_steps():

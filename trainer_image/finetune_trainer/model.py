@@ -161,13 +161,19 @@ def check_positions(config: PretrainedConfig, max_length: int, reserved: int = 0
 def override_dropout(config: PretrainedConfig, probability: float | None) -> None:
     """Set every dropout probability of the configuration, in place.
 
+    What leaves out whole blocks (stochastic depth, layerdrop) is another thing and stays. timm has one probability, of
+    the dropout before the head (in VGG: within it), which its builder takes and no configuration shows.
+
     Raises:
         UsageError: the architecture has none, so the setting could only be ignored.
     """
     if probability is None:
         return
+    if config.model_type == "timm_wrapper":
+        config.model_args = {**(config.model_args or {}), "drop_rate": probability}
+        return
     text = config.get_text_config()
-    names = [name for name, value in vars(text).items() if DROPOUT.search(name) and isinstance(value, int | float)]
+    names = [name for name, value in vars(text).items() if DROPOUT.search(name) and _is_number(value)]
     if not names:
         raise UsageError(
             f"spec.hyperparameters.dropout: the architecture {config.model_type} has no dropout",
@@ -175,6 +181,10 @@ def override_dropout(config: PretrainedConfig, probability: float | None) -> Non
         )
     for name in names:
         setattr(text, name, probability)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def load_tokenizer(folder: Path, spec: ModelSpec, config: PretrainedConfig) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ from finetune_trainer.angle import to_json as angles_to_json
 from finetune_trainer.callbacks import trained_seconds
 from finetune_trainer.checkpoints import Checkpoints, Manifest
 from finetune_trainer.checkpoints.catalog import CorruptCheckpointError
+from finetune_trainer.checkpoints.trainer import WEIGHTS_FILE
 from finetune_trainer.errors import DivergedError, StoppedError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.course import why_to_stop
@@ -187,7 +188,7 @@ def _take_best(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) 
     checkpoints.wait()
     context.reporter.stage(Stage.EVALUATING, f"fetching step {best}, the best one")
     try:
-        trainer.take_weights(checkpoints.fetch(best, context.scratch / "best"))
+        trainer.take_weights(checkpoints.fetch(best, WEIGHTS_FILE, context.scratch / "best"))
     except CorruptCheckpointError as error:
         context.reporter.warn(f"step {best} was the best, but step {last} is delivered: {error.message}")
         return last

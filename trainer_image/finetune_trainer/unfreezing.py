@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +87,15 @@ def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def starts(options: Unfreezing, count: int, steps_per_epoch: int) -> list[int]:
+def starts(options: Unfreezing, count: int, steps_per_epoch: Callable[[], int]) -> list[int]:
     """How many steps have been taken when each of the stages begins, the first one with 0.
 
     Epochs count by the first step boundary after them.
+
+    Args:
+        steps_per_epoch: asked only where epochs are given, since a stream has none.
     """
-    every = options.every_steps or (options.every_epochs or 0) * steps_per_epoch
+    every = options.every_steps or (options.every_epochs or 0) * steps_per_epoch()
     # Rounded first: three times a tenth is more than three tenths.
     return [math.ceil(round(stage * every, 6)) for stage in range(count)]
 
@@ -121,7 +124,9 @@ class UnfreezingCallback(TrainerCallback):
         train_dataloader: DataLoader[Any],
         **_: Any,
     ) -> None:
-        per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+        def per_epoch() -> int:
+            return math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+
         self._starts = starts(self._options, len(self._stages), per_epoch)
         self._warn(state.max_steps)
         inner: Optimizer = optimizer.optimizer

@@ -47,6 +47,20 @@ def fetch(store: Store, root: str, manifest: Manifest, directory: Path) -> Path:
     return paths[0].parent
 
 
+def fetch_one(store: Store, root: str, manifest: Manifest, name: str, directory: Path) -> Path:
+    """Download a single file of a checkpoint into directory and verify it.
+
+    Raises:
+        CorruptCheckpointError: it is not there, or its checksum differs.
+    """
+    file = next((file for file in manifest.files if file.name == name), None)
+    if file is None:
+        raise CorruptCheckpointError(f"the checkpoint of step {manifest.step} has no {name}")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return _fetch_file(store, f"{step_uri(root, manifest.step)}/{name}", directory, file.sha256)
+
+
 def _fetch_file(store: Store, uri: str, directory: Path, sha256: str) -> Path:
     try:
         (path,) = store.download(uri, directory)

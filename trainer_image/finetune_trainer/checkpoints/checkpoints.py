@@ -63,8 +63,8 @@ class Checkpoints:
             return manifest.ref(self._root), folder
         return None
 
-    def fetch(self, step: int, directory: Path) -> Path:
-        """Fetch one complete step into directory; the folder with its files.
+    def fetch(self, step: int, name: str, directory: Path) -> Path:
+        """Fetch one file of one complete step into directory.
 
         Raises:
             CorruptCheckpointError: it is not there, or not what its manifest says.
@@ -72,7 +72,7 @@ class Checkpoints:
         manifest = catalog.find(self._store, self._root, step)
         if manifest is None:
             raise CorruptCheckpointError(f"there is no complete checkpoint of step {step} in {self._root}")
-        return catalog.fetch(self._store, self._root, manifest, directory)
+        return catalog.fetch_one(self._store, self._root, manifest, name, directory)
 
     def refuse_foreign_output(self) -> None:
         """Raise UsageError when the output holds another job's checkpoints; cheap, to be asked before training."""

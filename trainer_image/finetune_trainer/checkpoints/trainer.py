@@ -82,9 +82,9 @@ class CheckpointingMixin(_Base):
         best = self.watch.best(self.state.log_history) if self.watch else None
         return best.step if best else None
 
-    def take_weights(self, folder: Path) -> None:
-        """Put the weights of a checkpoint into the model, in place of what has been trained since."""
-        self._load_from_checkpoint(str(folder))
+    def take_weights(self, path: Path) -> None:
+        """Put the weights of a checkpoint, its WEIGHTS_FILE, into the model in place of those that it has."""
+        load_trainable_state(self.accelerator.unwrap_model(self.model), self.learning, path)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what learns, and only that; exports have their own function."""

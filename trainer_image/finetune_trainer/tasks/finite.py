@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.integrations.neftune import deactivate_neftune
 
 from finetune_trainer.errors import DivergedError
 
@@ -16,6 +17,15 @@ else:
 
 class FiniteStepsMixin(_Base):
     """Mix in before a Trainer class: a loss or gradient that is not finite ends the run before it reaches a weight."""
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super().train(*arguments, **named)
+        except DivergedError:
+            # The library takes its noise away only where training ends; another attempt would have twice as much.
+            if self.neftune_noise_alpha is not None:
+                deactivate_neftune(self.model, self.neftune_hook_handle, self.accelerator)
+            raise
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         loss = super().training_step(*arguments, **named)
