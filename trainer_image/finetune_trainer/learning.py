@@ -88,6 +88,6 @@ def _create(optimizer: Optimizer, parameter: nn.Parameter) -> None:
     optimizer.step()
     parameter.grad = None
     parameter.copy_(before)
-    state = optimizer.state[parameter]
+    state = optimizer.state.get(parameter, {})
     if "step" in state:
         state["step"] = torch.zeros_like(state["step"]) if torch.is_tensor(state["step"]) else 0
