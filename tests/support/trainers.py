@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from finetune_api.strategy import StrategySpec
 from finetune_trainer.loaded import Loaded
+from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import strategy_of
 from finetune_trainer.tasks.trainer import JobTrainer
 
@@ -69,6 +70,7 @@ def a_trainer(
     }
     it = strategy_of(StrategySpec.from_wire(strategy))
     prepared = it.prepare(Loaded(model, fresh=fresh))
+    hold_frozen_statistics(prepared)
     learning = frozenset(name for name, parameter in prepared.named_parameters() if parameter.requires_grad)
     args = TrainingArguments(output_dir=str(folder), **settings | arguments)
     trainer = trainer_class(model=prepared, args=args, train_dataset=rows)

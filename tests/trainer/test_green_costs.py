@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import MixtralConfig, MixtralForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
+from finetune_trainer.learning import learn
 from finetune_trainer.strategies.green.costs import Costs
-from finetune_trainer.strategies.green.learning import learn
 from finetune_trainer.strategies.green.meter import measure
 from finetune_trainer.strategies.green.operations import UNCOUNTED
 from tests.support.architectures import tiny_bert, tiny_gpt2, tiny_llama, tiny_resnet, tiny_vit

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from finetune_trainer.learning import create_moments, learn
 from finetune_trainer.strategies.green import callback as callback_module
 from finetune_trainer.strategies.green.importance import Step, _first_useful, importance
-from finetune_trainer.strategies.green.learning import create_moments, learn
 from finetune_trainer.strategies.green.undo import unseen
 from tests.support.architectures import tiny_bert, tiny_resnet
 from tests.support.jobs import a_job, a_session

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from finetune_trainer.learning import learn
+from finetune_trainer.learning import learn, plainly_named
 from finetune_trainer.strategies.green.costs import Costs
 from finetune_trainer.strategies.green.operations import (
     ATTENTION_BACKWARD,
@@ -39,7 +39,7 @@ def measure(model: nn.Module, loss: Callable[[], Tensor]) -> Costs:
         model: unwrapped, or sharded by FSDP2.
         loss: computes the loss of a batch with it; called once.
     """
-    last = [name for name, _ in model.named_parameters()][-1]
+    last = [name for name, _ in plainly_named(model)][-1]
     learn(model, [last])
     with Meter(model).watching() as meter:
         value = loss()
@@ -88,7 +88,7 @@ class Meter(TorchDispatchMode):
         return Costs(tuple(self._order), self._forward, passing, np.array([self._own[name] for name in self._order]))
 
     def _register(self) -> None:
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in plainly_named(self._model):
             if (key := _key(parameter)) is not None:
                 self._owner[key] = name
 
