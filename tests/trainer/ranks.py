@@ -49,6 +49,8 @@ def pretend_to_have_gpus() -> None:
         if named.get("fsdp_plugin") is not None:
             self.distributed_type = DistributedType.FSDP
             self.fsdp_plugin = named["fsdp_plugin"]
+            if self._mixed_precision != "no":
+                self.fsdp_plugin.set_mixed_precision(self._mixed_precision)
 
     AcceleratorState.__init__ = init  # type: ignore[method-assign]
 

@@ -6,11 +6,12 @@ any time, sharded or not, and what has not begun is left alone since it has no g
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
@@ -28,10 +29,15 @@ def learn(model: nn.Module, names: Collection[str]) -> None:
         if isinstance(module, FSDPModule):
             # Otherwise what was gathered for the last forward pass is marked, and not what the optimizer holds.
             module.reshard()
-    for name, parameter in model.named_parameters():
+    for name, parameter in plainly_named(model):
         parameter.requires_grad_(name in names)
         if name not in names:
             parameter.grad = None
+
+
+def plainly_named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """All parameters by the names that they had before recomputation of sharded blocks put a module in between."""
+    return ((name.replace(_CHECKPOINT_PREFIX, ""), parameter) for name, parameter in model.named_parameters())
 
 
 class WholeOptimizerMixin(_Base):
@@ -88,6 +94,6 @@ def _create(optimizer: Optimizer, parameter: nn.Parameter) -> None:
     optimizer.step()
     parameter.grad = None
     parameter.copy_(before)
-    state = optimizer.state[parameter]
+    state = optimizer.state.get(parameter, {})
     if "step" in state:
         state["step"] = torch.zeros_like(state["step"]) if torch.is_tensor(state["step"]) else 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from finetune_trainer.learning import begin, learn
+from finetune_trainer.learning import begin, learn, plainly_named
 from finetune_trainer.strategies.green.costs import Costs, Mask
 from finetune_trainer.strategies.green.importance import Step, importance
 from finetune_trainer.strategies.green.meter import measure
@@ -66,7 +66,7 @@ class Choosing(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         model = self._trainer.model
-        begin(model, self._trainer.optimizer.optimizer, {name for name, _ in model.named_parameters()})
+        begin(model, self._trainer.optimizer.optimizer, {name for name, _ in plainly_named(model)})
         names = self._selection.names
         if names is not None:
             learn(model, frozenset(names))

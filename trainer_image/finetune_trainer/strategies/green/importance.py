@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from finetune_trainer.errors import DivergedError
+from finetune_trainer.learning import plainly_named
 from finetune_trainer.strategies.green.costs import Vector
 from finetune_trainer.strategies.green.undo import undone
 
@@ -43,7 +44,7 @@ def importance(trainer: Trainer, step: Step) -> dict[str, float]:
     Returns:
         For every candidate, the same on all ranks.
     """
-    named = {name: it for name, it in trainer.model.named_parameters() if it.requires_grad}
+    named = {name: it for name, it in plainly_named(trainer.model) if it.requires_grad}
     parameters, optimizer = list(named.values()), trainer.optimizer.optimizer
     with undone(optimizer, parameters) as before:
         _gradients(trainer, step, parameters)

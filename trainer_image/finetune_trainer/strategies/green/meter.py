@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from finetune_trainer.learning import learn
+from finetune_trainer.learning import learn, plainly_named
 from finetune_trainer.strategies.green.costs import Costs
 from finetune_trainer.strategies.green.operations import (
     ATTENTION_BACKWARD,
@@ -38,7 +39,7 @@ def measure(model: nn.Module, loss: Callable[[], Tensor]) -> Costs:
         model: unwrapped, or sharded by FSDP2.
         loss: computes the loss of a batch with it; called once.
     """
-    last = [name for name, _ in model.named_parameters()][-1]
+    last = [name for name, _ in plainly_named(model)][-1]
     learn(model, [last])
     with Meter(model).watching() as meter:
         value = loss()
@@ -64,9 +65,6 @@ class Meter(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
-        first: dict[int, str] = {}
-        # A tied parameter has several names; it goes by the first.
-        self._names = {n: first.setdefault(id(p), n) for n, p in model.named_parameters(remove_duplicate=False)}
         self._order: dict[str, int] = {}
         self._owner: dict[int, str] = {}
         self._depth: dict[int, int] = {}
@@ -78,7 +76,7 @@ class Meter(TorchDispatchMode):
     @contextmanager
     def watching(self) -> Iterator[Meter]:
         """Watch the forward passes inside of it."""
-        self._register(self._model.named_parameters())
+        self._register()
         with _hooked(self._model, self._enter, self._leave), self:
             yield self
 
@@ -89,14 +87,15 @@ class Meter(TorchDispatchMode):
             passing[depth - 1] += flops
         return Costs(tuple(self._order), self._forward, passing, np.array([self._own[name] for name in self._order]))
 
-    def _register(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        for name, parameter in parameters:
+    def _register(self) -> None:
+        for name, parameter in plainly_named(self._model):
             if (key := _key(parameter)) is not None:
-                self._owner[key] = self._names.get(name, name)
+                self._owner[key] = name
 
-    def _enter(self, prefix: str, module: nn.Module) -> None:
-        # Sharded parameters are gathered into other memory for the time of a forward pass.
-        self._register((prefix + name, parameter) for name, parameter in module.named_parameters(recurse=False))
+    def _enter(self, module: nn.Module) -> None:
+        if isinstance(module, FSDPModule):
+            # Its parameters have just been gathered into other memory, and those of modules that are gathered with it.
+            self._register()
         if _is_checkpointed(module):
             self._block = _Block()
 
@@ -185,12 +184,11 @@ def _is_checkpointed(module: nn.Module) -> bool:
 
 @contextmanager
 def _hooked(
-    model: nn.Module, enter: Callable[[str, nn.Module], None], leave: Callable[[nn.Module, Any], None]
+    model: nn.Module, enter: Callable[[nn.Module], None], leave: Callable[[nn.Module, Any], None]
 ) -> Iterator[None]:
     handles: list[Any] = []
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        handles.append(module.register_forward_pre_hook(lambda it, _, prefix=prefix: enter(prefix, it)))
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(lambda it, _: enter(it)))
         handles.append(module.register_forward_hook(lambda it, _, output: leave(it, output)))
     try:
         yield

@@ -64,7 +64,7 @@ def undone(optimizer: Optimizer, parameters: list[nn.Parameter]) -> Iterator[lis
             _put_back(group, before)
         for parameter, weight, state in zip(parameters, weights, states, strict=True):
             parameter.detach().copy_(weight)
-            _put_back(optimizer.state[parameter], state)
+            _put_back(optimizer.state.get(parameter, {}), state)
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:
