@@ -133,7 +133,7 @@ class Builder(ABC):
         Raises:
             DataError: a row cannot be used and onInvalidRow is Fail, or no row can be used.
         """
-        items = sources.read(files)
+        items = sources.read(files, self.spec.columns)
         head = list(islice(items, DETECTION_ROWS))
         tally = self.tally(self._format(head).name)
         encoder = self.encoder(tally.format, part, folder)
@@ -159,7 +159,8 @@ class Builder(ABC):
             problems = Problems()
             for item in head:
                 problems.add(item)  # type: ignore[arg-type]
-            raise problems.error("repair these rows; without a readable one the format cannot be told")
+            advice = "repair these rows; without a readable one the format cannot be told"
+            raise problems.error(f"correct dataset.columns, or {advice}" if self.spec.columns else advice)
         return detect((row.value for row in rows), self.task, f"{rows[0].file}:{rows[0].line}")
 
     def _must_be_usable(self, tally: Tally) -> None:
@@ -201,7 +202,7 @@ class TextBuilder(Builder):
 
     def _samples(self, files: list[NamedFile], row_format: Format, wanted: list[int]) -> list[dict[str, Any]]:
         """Of held-out rows, read once more: the encoded ones no longer tell prompts from answers as people do."""
-        rows = _canonical(sources.read(files), row_format, wanted)
+        rows = _canonical(sources.read(files, self.spec.columns), row_format, wanted)
         return [asdict(sample) for sample in samples_of(rows, self.tokenizer, self.samples, self.max_length)]
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_api.job import DatasetSpec, TaskType
 from finetune_trainer.data import sources
 from finetune_trainer.data.building import Builder, Progress, TextBuilder
+from finetune_trainer.data.columns import check_columns
 from finetune_trainer.data.fingerprint import fingerprint
 from finetune_trainer.data.packing import COLUMNS
 from finetune_trainer.data.prepared import Prepared
@@ -79,7 +80,7 @@ def prepare(
 
     Raises:
         DataError: rows that cannot be used (under onInvalidRow Fail), or a dataset without usable rows.
-        UsageError: the tokenizer cannot be used.
+        UsageError: the tokenizer cannot be used, or dataset.columns maps to a field that nothing reads.
     """
     template = chat_template(tokenizer) if task is TaskType.INSTRUCTION else None
     builder = TextBuilder(
@@ -115,6 +116,7 @@ def built(
             f"model.uri: {type(builder.tokenizer).__name__} does not tell which characters a token stands for",
             "add the tokenizer.json of its fast version to the model",
         )
+    check_columns(builder.spec, builder.task)
     usable, ignored = sources.select(files)
     others = sources.select(validation_files)[0] if validation_files else []
     common = (len(usable), builder.spec, builder.task, builder.max_length, builder.seed)

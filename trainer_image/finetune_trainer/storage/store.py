@@ -78,8 +78,12 @@ class Store:
         """Whether there is an object of exactly this name, in a bucket that is there."""
         return self._find(parse(uri)) is not None
 
-    def open(self, uri: str, start: int = 0) -> BinaryIO:
+    def open(self, uri: str, start: int = 0, scattered: bool = False, info: ObjectInfo | None = None) -> BinaryIO:
         """An object as a buffered file from byte `start` on; broken connections are healed while it is read.
+
+        Args:
+            scattered: whether it will be read here and there rather than on from `start`; both may seek.
+            info: as it was listed, so that another version is refused; absent: as it is now.
 
         Raises:
             MissingError: there is none.
@@ -88,7 +92,7 @@ class Store:
         """
         where = parse(uri)
         side = self._side(where)
-        return side.open(side.stat(where), where, start)
+        return side.open(info or side.stat(where), where, start, scattered)
 
     def read_bytes(self, uri: str) -> bytes:
         """A whole object, for small ones. Raises as `open`."""
