@@ -121,7 +121,9 @@ class UnfreezingCallback(TrainerCallback):
         train_dataloader: DataLoader[Any],
         **_: Any,
     ) -> None:
-        per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+        # A stream has no length; its stages are counted in steps.
+        batches = len(train_dataloader) if self._options.every_epochs else 0
+        per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
         self._starts = starts(self._options, len(self._stages), per_epoch)
         self._warn(state.max_steps)
         inner: Optimizer = optimizer.optimizer

@@ -44,6 +44,18 @@ class DataFile(Protocol):
         """Its bytes as they are stored, seekable; `scattered` when they will be read here and there."""
 
 
+class SizedFile(DataFile, Protocol):
+    """A file of which it is known how large it is, and which version."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, as stored."""
+
+    @property
+    def version(self) -> str:
+        """Another one where the content is another."""
+
+
 File = TypeVar("File", bound=DataFile)
 
 
