@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,28 +13,19 @@ from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import llama3_chat_template, qwen3_chat_template
 
 from finetune_trainer.data.conversations import Conversation
-from finetune_trainer.data.encoding import IGNORED, Encoded, Encoder
+from finetune_trainer.data.encoding import IGNORED, Encoded
 from finetune_trainer.data.masks import Masker, Supervised, rendered_sample
 from finetune_trainer.data.problems import Problem
-from finetune_trainer.data.readers import Row
 from finetune_trainer.data.templates import chat_template
 from finetune_trainer.errors import UsageError
 from tests.data import tokenizers
+from tests.data.learned import encode, stretches
 
 Make = Callable[[], PreTrainedTokenizerBase]
-LONG = 100_000
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], name: str, max_length: int = LONG
-) -> Encoded | Problem:
-    template = None if name == "text" else chat_template(tokenizer)
-    (result,) = Encoder(Masker.of(tokenizer), template, name, max_length)([Row("a.jsonl", 1, row)])
-    return result
 
 
 def learned(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[str]:
@@ -43,14 +33,6 @@ def learned(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
     result = encode(tokenizer, {"messages": messages}, "messages")
     assert isinstance(result, Encoded), result
     return stretches(tokenizer, result)
-
-
-def stretches(tokenizer: PreTrainedTokenizerBase, result: Encoded) -> list[str]:
-    ((ids, labels),) = result.parts
-    mask = labels != IGNORED
-    assert np.array_equal(labels[mask], ids[mask])
-    cuts = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
-    return [tokenizer.decode(ids[a:b].tolist()) for a, b in zip(cuts[::2], cuts[1::2], strict=True)]
 
 
 FAMILIES: dict[str, tuple[Make, str, str]] = {
@@ -209,34 +191,6 @@ def test_a_template_without_end_tokens_gets_one_at_the_last_answer_and_the_other
     result = encode(tokenizer, {"messages": messages}, "messages")
     assert isinstance(result, Encoded)
     assert result.open_turns == 1
-
-
-def test_calls_of_tools_are_learned_and_their_results_are_not() -> None:
-    tokenizer = tokenizers.chatml(tokenizers.KNOWS_TOOLS)
-    call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
-    row = {
-        "messages": [
-            {"role": "user", "content": "rain?"},
-            {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "content": "no"},
-            {"role": "assistant", "content": "It is dry."},
-        ],
-        "tools": [{"type": "function", "function": {"name": "weather"}}],
-    }
-    result = encode(tokenizer, row, "messages")
-    assert isinstance(result, Encoded)
-    assert stretches(tokenizer, result) == [
-        '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call><|im_end|>',
-        "It is dry.<|im_end|>",
-    ]
-
-
-def test_calls_that_the_template_leaves_out_are_refused_since_silence_would_be_learned() -> None:
-    call = {"function": {"name": "weather", "arguments": {}}}
-    messages = [*turns("rain?"), {"role": "assistant", "content": "", "tool_calls": [call]}]
-    result = encode(tokenizers.chatml(), {"messages": messages}, "messages")
-    assert isinstance(result, Problem)
-    assert "leaves out the tool 'weather'" in result.reason
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ def test_rows_come_in_the_order_of_the_files_with_only_answers_learned(preparer:
         ("prompt-completion.csv", "prompt-completion"),
         ("text.txt", "text"),
         ("tools.jsonl", "messages"),
+        ("tools-sharegpt.jsonl", "sharegpt"),
     ],
 )
 def test_every_example_file_is_recognised_and_used_whole(preparer: Preparer, name: str, format_name: str) -> None:

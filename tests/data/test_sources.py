@@ -49,7 +49,7 @@ def lines(rows: list[Any]) -> bytes:
 
 
 def problems(file: NamedFile) -> list[str]:
-    return [str(item) for item in read([file]) if isinstance(item, Problem)]
+    return [str(item) for item in read([file], {}) if isinstance(item, Problem)]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def problems(file: NamedFile) -> list[str]:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_kind_of_file_gives_the_same_rows(data_file: Write, name: str, content: bytes) -> None:
-    assert [item.value for item in read([data_file(name, content)]) if isinstance(item, Row)] == ROWS
+    assert [item.value for item in read([data_file(name, content)], {}) if isinstance(item, Row)] == ROWS
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_every_kind_of_file_gives_the_same_rows(data_file: Write, name: str, con
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_rows_know_the_line_they_begin_on(data_file: Write, name: str, content: bytes, expected: list[int]) -> None:
-    assert [item.line for item in read([data_file(name, content)])] == expected
+    assert [item.line for item in read([data_file(name, content)], {})] == expected
 
 
 def test_a_truncated_line_is_named_by_file_and_line(data_file: Write) -> None:
@@ -119,7 +119,7 @@ def test_a_line_that_is_no_object_says_what_it_is(data_file: Write, line: str, r
     file = data_file("a.jsonl", f'{{"text": "fine"}}\n{line}\n{{"text": "fine"}}\n')
     (problem,) = problems(file)
     assert problem.startswith(f"s3://bucket/data/a.jsonl:2: {reason}")
-    assert sum(isinstance(item, Row) for item in read([file])) == 2
+    assert sum(isinstance(item, Row) for item in read([file], {})) == 2
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
@@ -128,7 +128,7 @@ def test_a_line_that_is_not_utf8_is_named_and_the_next_ones_are_read(data_file: 
     file = data_file(name, good + bad + good)
     assert "a." in problems(file)[0]
     assert ":2: the line is not UTF-8 text" in problems(file)[0]
-    assert [item.line for item in read([file]) if isinstance(item, Row)] == [1, 3]
+    assert [item.line for item in read([file], {}) if isinstance(item, Row)] == [1, 3]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_file_whose_rest_cannot_be_read_is_refused_by_name(
     data_file: Write, name: str, content: bytes, place: str
 ) -> None:
     with pytest.raises(DataError) as refusal:
-        list(read([data_file(name, content)]))
+        list(read([data_file(name, content)], {}))
     assert refusal.value.message.startswith(f"s3://bucket/data/{place}")
     assert refusal.value.advice
     assert refusal.value.exit_code == 65
@@ -187,7 +187,7 @@ def test_an_empty_file_is_named(data_file: Write, name: str, content: bytes) -> 
 
 def test_a_file_that_is_not_there_is_named_as_the_user_knows_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s3://bucket/gone\.jsonl: the file does not exist"):
-        list(read([NamedFile("s3://bucket/gone.jsonl", tmp_path / "local")]))
+        list(read([NamedFile("s3://bucket/gone.jsonl", tmp_path / "local")], {}))
 
 
 def test_no_files_are_refused() -> None:
@@ -223,7 +223,7 @@ def test_a_big_file_is_read_in_bounded_memory(data_file: Write, name: str) -> No
     file = data_file(name, content)
     tracemalloc.start()
     try:
-        assert sum(1 for _ in read([file])) == len(rows)
+        assert sum(1 for _ in read([file], {})) == len(rows)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -103,6 +103,43 @@ def test_an_object_is_read_as_a_file_by_those_who_know_files(place: Place) -> No
         assert sum(1 for line in lines if line == "second\n") == 100_000
 
 
+@pytest.mark.parametrize("scattered", [False, True])
+def test_an_open_object_is_sought_in_as_a_file_is(place: Place, big_file: Path, scattered: bool) -> None:
+    store, root = place
+    store.upload({f"{root}/big": big_file})
+    whole = big_file.read_bytes()
+    with store.open(f"{root}/big", scattered=scattered) as file:
+        assert file.seekable()
+        assert file.seek(-1000, os.SEEK_END) == len(whole) - 1000
+        assert file.read() == whole[-1000:]
+        for position, length in ((5 * MIB, 10), (5 * MIB + 7, 3 * MIB), (1, 2 * MIB), (0, len(whole))):
+            file.seek(position)
+            assert file.read(length) == whole[position : position + length]
+            assert file.tell() == position + length
+
+
+def test_an_object_that_was_replaced_after_it_was_listed_is_refused(place: Place) -> None:
+    store, root = place
+    store.write_bytes(f"{root}/rows.jsonl", b"old")
+    (listed,) = store.list(f"{root}/rows.jsonl")
+    store.write_bytes(f"{root}/rows.jsonl", b"newer")
+    with pytest.raises(ChangedError, match=r"rows\.jsonl was replaced"):
+        store.open(f"{root}/rows.jsonl", info=listed).read()
+
+
+def test_of_an_object_that_is_read_here_and_there_no_more_is_fetched(
+    far_store: Store, proxy: Proxy, bucket: str, big_file: Path
+) -> None:
+    far_store.upload({f"s3://{bucket}/big": big_file})
+    before, requests = proxy.passed_bytes, len(proxy.requests)
+    with far_store.open(f"s3://{bucket}/big", scattered=True) as file:
+        for position in (11 * MIB, 3 * MIB, 7 * MIB):
+            file.seek(position)
+            file.read(100)
+    assert proxy.passed_bytes - before < 3 * MIB + 64 * 1024
+    assert len(proxy.requests) - requests == 4, "a HEAD and three ranges"
+
+
 def test_a_missing_bucket_and_a_missing_volume_are_named(store: Store) -> None:
     for call in (store.list, store.read_bytes, store.exists):
         with pytest.raises(MissingContainerError, match="no bucket `no-such-bucket`"):

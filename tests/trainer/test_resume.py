@@ -12,26 +12,8 @@ from transformers import TrainerCallback
 
 from finetune_api.contract import Stage
 from finetune_trainer.errors import StoppedError
-from finetune_trainer.progress import Reporter
 from tests.support.jobs import a_context, a_job, run
-
-
-class StopsAt(Reporter):
-    """A reporter that asks for the stop as SIGTERM would, when the run has come to a step or a stage."""
-
-    def __init__(self, stop, step: int | None = None, stage: Stage | None = None) -> None:
-        super().__init__()
-        self._stop, self._step, self._when = stop, step, stage
-
-    def update(self, **fields):
-        if fields.get("step") == self._step and self._step:
-            self._stop.request()
-        super().update(**fields)
-
-    def stage(self, stage, detail=""):
-        if stage is self._when:
-            self._stop.request()
-        super().stage(stage, detail)
+from tests.trainer.stopping import StopsAt
 
 
 def attempt(job, root: Path, number: int, **stop):

@@ -50,7 +50,9 @@ def common_arguments(spec: FineTuneJobSpec, prepared: Prepared, compute: Compute
     every = spec.evaluation.every_steps
     return dict(
         output_dir=str(scratch / "checkpoints"),
-        **_duration(values, len(prepared.train)),
+        **(_steps_of_stream(values) if spec.dataset.streaming else _duration(values, len(prepared.train))),
+        per_device_train_batch_size=values.per_device_batch_size,
+        gradient_accumulation_steps=values.gradient_accumulation_steps,
         **_optimization(values),
         **_precision_and_memory(values, compute),
         per_device_eval_batch_size=values.eval_batch_size or values.per_device_batch_size,
@@ -83,9 +85,16 @@ def _duration(values: Hyperparameters, rows: int) -> dict[str, Any]:
     return {
         "num_train_epochs": values.epochs,
         "max_steps": values.max_steps if capped else -1,
-        "per_device_train_batch_size": values.per_device_batch_size,
-        "gradient_accumulation_steps": values.gradient_accumulation_steps,
     }
+
+
+def _steps_of_stream(values: Hyperparameters) -> dict[str, Any]:
+    """A stream goes round until the steps are done, and finds its place by itself."""
+    if values.max_steps is None:
+        raise UsageError(
+            "spec.hyperparameters.maxSteps: how long a stream is shows only at its end", "set hyperparameters.maxSteps"
+        )
+    return {"max_steps": values.max_steps, "ignore_data_skip": True}
 
 
 def _optimization(values: Hyperparameters) -> dict[str, Any]:

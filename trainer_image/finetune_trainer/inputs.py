@@ -1,10 +1,12 @@
-"""What the run reads: the model's files and the dataset's files, on this machine."""
+"""What the run reads: the model's files and the dataset's files, on this machine or as they lie in the store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from finetune_api.contract import Stage
 from finetune_api.job import DatasetSpec
@@ -12,7 +14,7 @@ from finetune_trainer.data.sources import NamedFile
 from finetune_trainer.errors import DataError, UsageError
 from finetune_trainer.model import ModelFile, digest, needed
 from finetune_trainer.runtime import Context
-from finetune_trainer.storage import MissingError, Store
+from finetune_trainer.storage import MissingError, ObjectInfo, Store
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,29 @@ class BaseFiles:
 
     folder: Path
     digest: str
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A dataset file that is read where it lies; should it be replaced meanwhile, reading it is refused."""
+
+    store: Store
+    info: ObjectInfo
+
+    @property
+    def name(self) -> str:
+        return self.info.uri
+
+    @property
+    def size(self) -> int:
+        return self.info.size
+
+    @property
+    def version(self) -> str:
+        return self.info.etag
+
+    def open(self, scattered: bool) -> BinaryIO:
+        return self.store.open(self.info.uri, scattered=scattered, info=self.info)
 
 
 def fetch_model(context: Context, store: Store, refuse: Callable[[set[str]], None]) -> BaseFiles:
@@ -45,18 +70,22 @@ def fetch_model(context: Context, store: Store, refuse: Callable[[set[str]], Non
     return BaseFiles(store.folder(uri + "/", folder), digest(files))
 
 
-def fetch_dataset(context: Context, store: Store) -> tuple[list[NamedFile], list[NamedFile]]:
+def fetch_dataset(context: Context, store: Store) -> tuple[list[NamedFile] | list[StoredFile], list[NamedFile]]:
     """Bring the files of the dataset, and of the held-out one where it has an address of its own.
+
+    The files of a stream are listed and stay where they are.
 
     Raises:
         DataError: an address means no file.
     """
     spec: DatasetSpec = context.job.spec.dataset
-    train = _fetch_files(context, store, "dataset.uri", spec.uri, "dataset")
     held_out = spec.validation.uri if spec.validation else None
+    with _named("dataset.uri"):
+        files = _streamed(store, spec.uri) if spec.streaming else _fetched(context, store, spec.uri, "dataset")
     if held_out is None:
-        return train, []
-    return train, _fetch_files(context, store, "dataset.validation.uri", held_out, "validation")
+        return files, []
+    with _named("dataset.validation.uri"):
+        return files, _fetched(context, store, held_out, "validation")
 
 
 def fetch_beside(context: Context, store: Store, field: str, uri: str) -> Path:
@@ -83,13 +112,23 @@ def fetch_beside(context: Context, store: Store, field: str, uri: str) -> Path:
     return store.folder(uri.rstrip("/") + "/", folder)
 
 
-def _fetch_files(context: Context, store: Store, field: str, uri: str, name: str) -> list[NamedFile]:
+def _streamed(store: Store, uri: str) -> list[StoredFile]:
+    return [StoredFile(store, info) for info in store.require(uri)]
+
+
+def _fetched(context: Context, store: Store, uri: str, name: str) -> list[NamedFile]:
+    infos = store.list(uri)
+    paths = store.download(uri, context.scratch / name, _reported(context, name))
+    return [NamedFile(info.uri, path) for info, path in zip(infos, paths, strict=True)]
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """What is missing is the fault of the field that named it."""
     try:
-        infos = store.list(uri)
-        paths = store.download(uri, context.scratch / name, _reported(context, name))
+        yield
     except MissingError as error:
         raise DataError(f"spec.{field}: {error.message}", error.advice) from error
-    return [NamedFile(info.uri, path) for info, path in zip(infos, paths, strict=True)]
 
 
 def _reported(context: Context, what: str) -> Callable[[int, int, int, int], None]:

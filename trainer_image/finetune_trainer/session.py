@@ -13,6 +13,7 @@ from finetune_api.job import Weights
 from finetune_trainer.arguments import common_arguments, refuse_what_cannot_work
 from finetune_trainer.callbacks import CourseCallback, ProgressCallback, StopCallback, StopwatchCallback
 from finetune_trainer.data.prepared import Prepared
+from finetune_trainer.data.stream import Stream
 from finetune_trainer.evaluation.course import Watch
 from finetune_trainer.groups import peak_rates, spared
 from finetune_trainer.hardware import Compute
@@ -22,6 +23,7 @@ from finetune_trainer.model import Source, load_config, override_dropout, parame
 from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import Strategy, strategy_of
 from finetune_trainer.tasks import Inputs, Task, task_of
+from finetune_trainer.tasks.streaming import StreamCallback
 from finetune_trainer.unfreezing import UnfreezingCallback, stages
 
 if TYPE_CHECKING:
@@ -151,7 +153,9 @@ class Start:
         context, task, spec, model = self.context, self.task, self.context.job.spec, loaded.model
         common = common_arguments(spec, prepared, self.compute, context.scratch)
         watch = Watch.of(spec.evaluation) if spec.output.weights is Weights.BEST else None
-        callbacks = [
+        # First: the others are told the epoch that it knows.
+        callbacks = [StreamCallback()] if isinstance(prepared.train, Stream) else []
+        callbacks += [
             ProgressCallback(context.reporter, task.metrics),
             CourseCallback(context.reporter, watch, spec.evaluation.early_stopping),
             # After what asks for evaluations and checkpoints: the stop overrules it.

@@ -208,12 +208,15 @@ def _deliver(
     kind = session.strategy.output_kind
     uri = f"{output.root}/{kind}"
     target = OutputRef(uri=uri, kind=kind, report=f"{output.root}/report")
+    data = session.trainer.counted(session.prepared.report)
+    for warning in data["warnings"]:
+        context.reporter.warn(warning)
     result = _result(context, session, target, trained, before=before, after=after)
     report = Report(
         result=result,
         # Pod additions may hold what somebody wanted nobody to read.
         spec=context.job.spec.model_copy(update={"pod_template": None}).to_wire(),
-        data=session.prepared.report,
+        data=data,
         baseline=before.what,
         evaluation=after.details,
         history=trained.history,

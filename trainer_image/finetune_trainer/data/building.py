@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
@@ -25,8 +27,9 @@ from finetune_trainer.data.readers import Row
 from finetune_trainer.data.report import Tally, TextTally, warnings
 from finetune_trainer.data.rows import TEXT_COLUMNS, RowWriter, open_rows
 from finetune_trainer.data.samples import samples_of
-from finetune_trainer.data.sources import NamedFile
+from finetune_trainer.data.sources import DataFile, NamedFile, SizedFile
 from finetune_trainer.data.splits import TRAINING, VALIDATION, held_out, source_column, split
+from finetune_trainer.data.stream import RowEncoder, Stream
 from finetune_trainer.data.templates import ChatTemplate
 from finetune_trainer.data.workers import encode_all
 
@@ -40,8 +43,6 @@ PROGRESS_ROWS = 1000
 
 Progress = Callable[[str, int], None]
 """Called with `training` or `validation` and the rows done so far."""
-Encode = Callable[[Sequence[Row | Problem]], list[Any]]
-"""One result for each row, in order: a Problem, or what has `samples()`; can be pickled."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ class Built:
 
     Attributes:
         files: those that the held-out rows come from; without such rows, those of the training rows.
-        format: of these files.
+        format: of these files; none where there are none.
+        parts: the rows that are trained on, unless they are streamed, and those that are held out, if there are any.
         held: the rows of the training files that are held out.
     """
 
     folder: Path
     files: list[NamedFile]
-    format: str
+    format: str | None
     parts: dict[str, Dataset]
     held: list[int]
 
@@ -85,8 +87,11 @@ class Builder(ABC):
         """The columns of encoded rows."""
 
     @abstractmethod
-    def encoder(self, row_format: str, part: str, folder: Path) -> Encode:
-        """What encodes the rows of a part; the training rows are in the folder when it is asked for validation."""
+    def encoder(self, row_format: str, part: str, folder: Path) -> RowEncoder:
+        """What encodes the rows of a part.
+
+        The training rows are in the folder when it is asked for validation, unless they are streamed.
+        """
 
     @abstractmethod
     def tally(self, row_format: str) -> Tally:
@@ -105,19 +110,28 @@ class Builder(ABC):
     def complete(self, built: Built) -> dict[str, Any]:
         """Write what belongs to the rows; what the report says of it, its `warnings` among the others."""
 
+    def trained(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """A sample of a stream, as a row of what was prepared: plain lists and numbers."""
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in sample.items()}
+
     def build(self, folder: Path, files: list[NamedFile], others: list[NamedFile], ignored: list[str]) -> None:
-        """Write everything into the folder; `others` are the files of dataset.validation.uri."""
-        tallies = {TRAINING: self._encode(TRAINING, files, folder)}
+        """Write everything into the folder.
+
+        Args:
+            files: those of dataset.uri; none where they are streamed.
+            others: those of dataset.validation.uri.
+            ignored: names of files that were left out.
+        """
+        given = {TRAINING: files, VALIDATION: others}
+        tallies = {part: self._encode(part, found, folder) for part, found in given.items() if found}
+        formats = [tally.format for tally in tallies.values()] or [None]
         held: list[int] = []
-        if others:
-            tallies[VALIDATION] = self._encode(VALIDATION, others, folder)
-        elif self.spec.validation and self.spec.validation.fraction:
+        if files and not others and self.spec.validation and self.spec.validation.fraction:
             held = self.hold_out(open_rows(folder / f"{TRAINING}.arrow"), self.spec.validation.fraction)
         parts = split(folder, held)
-        last = tallies[VALIDATION if others else TRAINING]
-        more = self.complete(Built(folder, others or files, last.format, parts, held))
+        more = self.complete(Built(folder, others or files, formats[-1], parts, held))
         report = {
-            "format": tallies[TRAINING].format,
+            "format": formats[0],
             "rows": {name: len(part) for name, part in parts.items()},
             "ignoredFiles": ignored,
             **more,
@@ -127,14 +141,44 @@ class Builder(ABC):
         write_json(folder / "held-out.json", held)
         write_json(folder / "report.json", report)
 
+    def stream(self, files: Sequence[SizedFile], processes: int) -> tuple[Stream, dict[str, Any]]:
+        """The files as a stream, and what its first rows show, for the report.
+
+        Args:
+            processes: see Stream.
+
+        Raises:
+            DataError: one of the first rows cannot be used and onInvalidRow is Fail.
+        """
+        head, _ = self._opened(files)
+        tally = self.tally(self._format(head).name)
+        stream = Stream(
+            files=files,
+            columns=self.spec.columns,
+            encoder=self.encoder(tally.format, TRAINING, Path()),
+            new_tally=partial(self.tally, tally.format),
+            trained=self.trained,
+            limit=self.limit,
+            seed=self.seed,
+            drop=self.spec.on_invalid_row is InvalidRowPolicy.DROP,
+            processes=processes,
+        )
+        for result in stream.encoder(head):
+            stream.count(result, tally)
+        return stream, {"format": tally.format, TRAINING: {"sample": tally.sample(self.tokenizer)}}
+
+    def _opened(self, files: Sequence[DataFile]) -> tuple[list[Row | Problem], Iterator[Row | Problem]]:
+        """The first rows, and the others."""
+        items = sources.read(files, self.spec.columns)
+        return list(islice(items, DETECTION_ROWS)), items
+
     def _encode(self, part: str, files: list[NamedFile], folder: Path) -> Tally:
         """Encode all rows of the files into the part's file.
 
         Raises:
             DataError: a row cannot be used and onInvalidRow is Fail, or no row can be used.
         """
-        items = sources.read(files)
-        head = list(islice(items, DETECTION_ROWS))
+        head, items = self._opened(files)
         tally = self.tally(self._format(head).name)
         encoder = self.encoder(tally.format, part, folder)
         # closing: a callback that raises must not leave processes behind.
@@ -159,7 +203,8 @@ class Builder(ABC):
             problems = Problems()
             for item in head:
                 problems.add(item)  # type: ignore[arg-type]
-            raise problems.error("repair these rows; without a readable one the format cannot be told")
+            advice = "repair these rows; without a readable one the format cannot be told"
+            raise problems.error(f"correct dataset.columns, or {advice}" if self.spec.columns else advice)
         return detect((row.value for row in rows), self.task, f"{rows[0].file}:{rows[0].line}")
 
     def _must_be_usable(self, tally: Tally) -> None:
@@ -193,7 +238,8 @@ class TextBuilder(Builder):
         """Write packs and samples."""
         packs = {name: self._pack(part, built.folder / f"{name}-packs.arrow") for name, part in built.parts.items()}
         wanted = built.held_out(self.samples * 10)
-        write_json(built.folder / "samples.json", self._samples(built.files, FORMATS[built.format], wanted))
+        samples = self._samples(built.files, FORMATS[built.format], wanted) if built.format else []
+        write_json(built.folder / "samples.json", samples)
         return {"template": self.template.source if self.template else None, "packs": packs if self.packing else {}}
 
     def _pack(self, part: Dataset, file: Path) -> int:
@@ -201,7 +247,7 @@ class TextBuilder(Builder):
 
     def _samples(self, files: list[NamedFile], row_format: Format, wanted: list[int]) -> list[dict[str, Any]]:
         """Of held-out rows, read once more: the encoded ones no longer tell prompts from answers as people do."""
-        rows = _canonical(sources.read(files), row_format, wanted)
+        rows = _canonical(sources.read(files, self.spec.columns), row_format, wanted)
         return [asdict(sample) for sample in samples_of(rows, self.tokenizer, self.samples, self.max_length)]
 
 

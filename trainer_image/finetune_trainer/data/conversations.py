@@ -27,9 +27,13 @@ SPEAKERS = ROLES | {
     "bard": "assistant",
     "model": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "function_response": "tool",
+    "tool_response": "tool",
     "observation": "tool",
 }
+CALLERS = ("function_call", "tool_call")
+"""Speakers of ShareGPT whose words are not words: the value is a call of a tool, or several, as JSON."""
 MAY_FOLLOW = {
     "": ("system", "user"),
     "system": ("user",),
@@ -60,18 +64,26 @@ def openai_messages(row: dict[str, Any], field: str) -> list[Message]:
 
 
 def sharegpt_messages(row: dict[str, Any], field: str) -> list[Message]:
-    """Turns with `from` and `value`."""
-    return [_sharegpt_message(turn, f"{field}[{i}]") for i, turn in enumerate(_turns(row, field))]
+    """Turns with `from` and `value`; calls of tools belong to the assistant's turn before them, where there is one."""
+    messages: list[Message] = []
+    for i, turn in enumerate(_turns(row, field)):
+        message = _sharegpt_message(turn, f"{field}[{i}]")
+        if "tool_calls" in message and messages and messages[-1]["role"] == "assistant":
+            calls = messages[-1].get("tool_calls", []) + message["tool_calls"]
+            messages[-1] = messages[-1] | {"tool_calls": calls}
+        else:
+            messages.append(message)
+    return messages
 
 
 def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The row's `tools`, a list of JSON schemas, perhaps written as JSON text."""
+    """The row's `tools`, a list of JSON schemas in OpenAI's form or bare, perhaps written as JSON text."""
     tools = listed(row.get("tools"))
     if not filled(tools):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowError(f"tools is {kind(tools)}; it must be a list of objects, or JSON text of one")
-    return [_without_nulls(tool) for tool in tools]
+    return [_function(_without_nulls(tool), f"tools[{i}]") for i, tool in enumerate(tools)]
 
 
 def check_order(messages: list[Message], field: str, learned_from: int = 0) -> None:
@@ -102,8 +114,8 @@ def _turns(row: dict[str, Any], field: str) -> list[Any]:
 def _openai_message(turn: Any, path: str) -> Message:
     message = _object(turn, path)
     role = _role(message, "role", path, ROLES)
-    calls = _tool_calls(message.get("tool_calls"), path)
-    message = {key: value for key, value in message.items() if key not in ("content", "tool_calls")}
+    calls = _tool_calls(message.get("tool_calls") or _legacy(message), path)
+    message = {key: value for key, value in message.items() if key not in ("content", "tool_calls", "function_call")}
     content = _content(turn, path, may_miss=bool(calls))
     _must_speak(role, content, bool(calls) or filled(message.get("reasoning_content")), path)
     return message | {"role": role, "content": content} | ({"tool_calls": calls} if calls else {})
@@ -112,6 +124,8 @@ def _openai_message(turn: Any, path: str) -> Message:
 def _sharegpt_message(turn: Any, path: str) -> Message:
     message = _object(turn, path)
     role = _role(message, "from", path, SPEAKERS)
+    if _plain(message["from"]) in CALLERS:
+        return {"role": role, "content": "", "tool_calls": _calls_in(message, f"{path}.value")}
     content = text_of(message, "value", f"{path}.value")
     _must_speak(role, content, False, path)
     return {"role": role, "content": content}
@@ -125,10 +139,14 @@ def _object(turn: Any, path: str) -> dict[str, Any]:
 
 def _role(message: Message, field: str, path: str, known: dict[str, str]) -> str:
     name = text_of(message, field, f"{path}.{field}")
-    role = known.get(name.strip().lower())
+    role = known.get(_plain(name))
     if role is None:
         raise RowError(f"{path}.{field} is {name!r}; known are {', '.join(known)}")
     return role
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("-", "_")
 
 
 def _content(turn: Message, path: str, may_miss: bool) -> str:
@@ -157,13 +175,32 @@ def _tool_calls(calls: Any, path: str) -> list[Any]:
     return [_tool_call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(calls)]
 
 
+def _legacy(message: Message) -> list[Any]:
+    """The call of a turn as OpenAI wrote it before there were tool_calls."""
+    return [message["function_call"]] if "function_call" in message else []
+
+
+def _calls_in(message: Message, path: str) -> list[Any]:
+    value = listed(message.get("value"))
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise RowError(f'{path} is no call of a tool; it must be JSON such as {{"name": "...", "arguments": {{...}}}}')
+    return [_tool_call(call, f"{path}[{i}]") for i, call in enumerate(value)]
+
+
 def _tool_call(call: Any, path: str) -> dict[str, Any]:
-    """With the arguments as an object: OpenAI writes them as JSON text, chat templates want them parsed."""
-    call = _object(call, path)
-    inner = _object(call["function"], f"{path}.function") if "function" in call else call
-    checked_text(inner.get("name"), f"{path}.name")
-    inner = inner | {"arguments": _arguments(inner.get("arguments", {}), f"{path}.arguments")}
-    return call | {"function": inner} if "function" in call else inner
+    """With the arguments as an object: OpenAI writes them as JSON text, most chat templates want them parsed."""
+    call = _function(_object(call, path), path)
+    arguments = _arguments(call["function"].get("arguments", {}), f"{path}.arguments")
+    return call | {"function": call["function"] | {"arguments": arguments}}
+
+
+def _function(item: dict[str, Any], path: str) -> dict[str, Any]:
+    """A tool or a call in OpenAI's form, which has what it is about in `function`."""
+    function = _object(item["function"], f"{path}.function") if "function" in item else item
+    checked_text(function.get("name"), f"{path}.name")
+    return {"type": "function"} | (item if "function" in item else {}) | {"function": function}
 
 
 def _arguments(value: Any, path: str) -> dict[str, Any]:

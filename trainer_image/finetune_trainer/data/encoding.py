@@ -51,6 +51,11 @@ class Encoder:
     format: str
     max_length: int
 
+    @property
+    def splits(self) -> bool:
+        """Whether a row may become several samples."""
+        return self.format == "text"
+
     def __call__(self, rows: Sequence[Row | Problem]) -> list[Encoded | Problem]:
         """One result for each row, in order; what is a problem already stays one."""
         items = [row if isinstance(row, Problem) else self._supervised(row) for row in rows]
@@ -81,7 +86,7 @@ class Encoder:
         return Supervised(canonical.text, [(0, len(canonical.text))], alone=True)
 
     def _checked(self, row: Row | Problem, item: Supervised, ids: Ids, mask: Mask) -> Encoded | Problem:
-        if self.format == "text":
+        if self.splits:
             return self._split(row, ids, mask)
         labels = _labels(ids[: self.max_length], mask[: self.max_length])
         if not _learns(labels):

@@ -49,10 +49,16 @@ Canonical = Conversation | Completion | Text | Labeled
 
 @dataclass(frozen=True)
 class Format:
-    """How rows of one format look, and how they are read."""
+    """How rows of one format look, and how they are read.
+
+    Attributes:
+        fields: the format in the words of an error message.
+        reads: names of all the fields that `read` looks at; those that may be missing, too.
+    """
 
     name: str
     fields: str
+    reads: tuple[str, ...]
     tasks: tuple[TaskType, ...]
     fits: Callable[[dict[str, Any]], bool]
     read: Callable[[dict[str, Any]], Canonical]
@@ -119,6 +125,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "messages",
             'messages: [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
+            ("messages", "conversations", "tools"),
             CHAT_TASKS,
             lambda row: turns_in(row, "messages", "role") or turns_in(row, "conversations", "role"),
             messages,
@@ -126,6 +133,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "sharegpt",
             'conversations: [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]',
+            ("conversations", "system", "tools"),
             CHAT_TASKS,
             lambda row: turns_in(row, "conversations", "from"),
             sharegpt,
@@ -133,6 +141,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "alpaca",
             "instruction, input, output",
+            ("instruction", "input", "output", "system"),
             CHAT_TASKS,
             lambda row: {"instruction", "output"} <= set(row),
             alpaca,
@@ -140,6 +149,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "prompt-completion",
             "prompt, completion",
+            ("prompt", "completion", "tools"),
             CHAT_TASKS,
             lambda row: {"prompt", "completion"} <= set(row),
             prompt_completion,
@@ -147,11 +157,12 @@ FORMATS: dict[str, Format] = {
         Format(
             "labeled",
             "text, perhaps textPair, and label",
+            ("text", "textPair", "label"),
             LABEL_TASKS,
             lambda row: {"text", "label"} <= set(row),
             labeled,
         ),
-        Format("text", "text", TEXT_TASKS, lambda row: "text" in row, text),
+        Format("text", "text", ("text",), TEXT_TASKS, lambda row: "text" in row, text),
     )
 }
 """In the order in which they are tried: a row of Alpaca often has a rendered `text` too."""

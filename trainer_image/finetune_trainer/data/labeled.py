@@ -18,10 +18,10 @@ from finetune_api.task import TaskSpec
 from finetune_trainer.data.building import Builder, Built, Progress, write_json
 from finetune_trainer.data.label_encoding import LABEL, LabeledEncoder, LabelTally
 from finetune_trainer.data.labels import ClassLabel, ClassLabels, Labels, Numbers, labels_of, ordered
-from finetune_trainer.data.preparation import built, read_json, usual_processes
+from finetune_trainer.data.preparation import built, read_json, streamed, usual_processes
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.rows import open_rows
-from finetune_trainer.data.sources import NamedFile
+from finetune_trainer.data.sources import NamedFile, SizedFile
 from finetune_trainer.data.splits import TRAINING, VALIDATION, held_out_evenly, source_column, split
 from finetune_trainer.errors import DataError
 
@@ -68,11 +68,21 @@ class LabelBuilder(Builder):
     def encoder(self, row_format: str, part: str, folder: Path) -> LabeledEncoder:
         labels = self.labels
         if part == VALIDATION and isinstance(labels, ClassLabel):
-            labels = labels.among(self._classes(open_rows(folder / f"{TRAINING}.arrow")))
+            labels = labels.among(self._classes(folder))
         return LabeledEncoder(self.tokenizer, labels, row_format, self.max_length, self.typed)
 
     def tally(self, row_format: str) -> LabelTally:
         return LabelTally(row_format)
+
+    def trained(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """With the label as a number, which the classes of the spec tell: those of a stream show only at its end."""
+        row = super().trained(sample)
+        label = row.pop(LABEL)
+        if not isinstance(self.labels, Numbers):
+            classes = self.labels.classes
+            assert classes is not None, "the API asks for task.labels"
+            label = [classes.index(name) for name in label] if isinstance(label, list) else classes.index(label)
+        return row | {"labels": label}
 
     def hold_out(self, rows: Dataset, fraction: float) -> list[int]:
         """Of single classes the same share of each: a rare one could else be held out whole, and never be learned."""
@@ -87,21 +97,25 @@ class LabelBuilder(Builder):
             write_json(built.folder / "classes.json", [])
             spreads = {name: _spread(part[LABEL]) for name, part in built.parts.items()}
             _must_spread(spreads, built.parts)
-            return {"maxLength": self.limits, "labels": spreads, "warnings": _far(spreads[TRAINING])}
-        classes = self._classes(open_rows(built.folder / f"{TRAINING}.arrow"))
+            far = _far(spreads[TRAINING]) if TRAINING in spreads else []
+            return {"maxLength": self.limits, "labels": spreads, "warnings": far}
+        classes = self._classes(built.folder)
         write_json(built.folder / "classes.json", classes)
         counts = {name: _counts(classes, part[LABEL]) for name, part in built.parts.items()}
         shown = {name: dict(list(part.items())[:SHOWN_CLASSES]) for name, part in counts.items()}
         absent = [text for name, part in counts.items() for text in _absent(name, part)]
         return {"maxLength": self.limits, "labels": shown, "warnings": absent}
 
-    def _classes(self, rows: Dataset) -> tuple[str, ...]:
+    def _classes(self, folder: Path) -> tuple[str, ...]:
+        if self.spec.streaming:
+            return self.labels.classes or ()
+        rows = open_rows(folder / f"{TRAINING}.arrow")
         found = ordered(pc.unique(_flat(rows.data.column(LABEL))).to_pylist())
         return self.labels.classes or found
 
 
 def prepare_labeled(
-    files: Sequence[NamedFile],
+    files: Sequence[NamedFile] | Sequence[SizedFile],
     spec: DatasetSpec,
     task: TaskSpec,
     tokenizer: PreTrainedTokenizerBase,
@@ -135,10 +149,11 @@ def prepare_labeled(
     if labels.classes is None and set(order) == set(classes):
         classes = order
     parts = split(folder, read_json(folder / "held-out.json"), partial(_open, labels=labels, classes=classes))
+    train, shown = streamed(builder, files, processes) if spec.streaming else (_trained(parts[TRAINING]), {})
     return PreparedLabels(
-        train=_trained(parts[TRAINING]),
+        train=train,
         validation=_trained(parts[VALIDATION]) if VALIDATION in parts else None,
-        report=read_json(folder / "report.json"),
+        report=read_json(folder / "report.json") | shown,
         classes=classes,
     )
 
@@ -194,7 +209,7 @@ def _spread(labels: Any) -> dict[str, float]:
 
 
 def _must_spread(spreads: dict[str, dict[str, float]], parts: dict[str, Dataset]) -> None:
-    if not spreads[TRAINING]["std"]:
+    if TRAINING in spreads and not spreads[TRAINING]["std"]:
         raise DataError(
             f"the training rows all have the label {spreads[TRAINING]['mean']:g}, so there is nothing to learn",
             "name in dataset.columns the column that holds the labels",

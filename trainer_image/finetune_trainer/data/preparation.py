@@ -20,13 +20,15 @@ from transformers import PreTrainedTokenizerBase
 from finetune_api.job import DatasetSpec, TaskType
 from finetune_trainer.data import sources
 from finetune_trainer.data.building import Builder, Progress, TextBuilder
+from finetune_trainer.data.columns import check_columns
 from finetune_trainer.data.fingerprint import fingerprint
 from finetune_trainer.data.packing import COLUMNS
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.rows import open_rows
 from finetune_trainer.data.samples import Sample
-from finetune_trainer.data.sources import NamedFile
+from finetune_trainer.data.sources import NamedFile, SizedFile
 from finetune_trainer.data.splits import TRAINING, VALIDATION, split
+from finetune_trainer.data.stream import Stream
 from finetune_trainer.data.templates import chat_template
 from finetune_trainer.data.workers import usable_cores
 from finetune_trainer.errors import UsageError
@@ -40,7 +42,9 @@ MAX_PROCESSES = 8
 
 @dataclass(frozen=True)
 class PreparedText(Prepared):
-    """Tokenised rows with the columns input_ids and labels, packed ones seq_lengths too; memory-mapped from scratch.
+    """Tokenised rows with the columns input_ids and labels, packed ones seq_lengths too.
+
+    What is trained on is memory-mapped from scratch, or a Stream.
 
     Attributes:
         eos_token_ids: what generation_config.eos_token_id must be, so that generation stops where answers end.
@@ -54,7 +58,7 @@ class PreparedText(Prepared):
 
 
 def prepare(
-    files: Sequence[NamedFile],
+    files: Sequence[NamedFile] | Sequence[SizedFile],
     spec: DatasetSpec,
     task: TaskType,
     tokenizer: PreTrainedTokenizerBase,
@@ -71,27 +75,30 @@ def prepare(
     """Prepare the dataset, or take up what another process on this machine has prepared.
 
     Args:
-        files: the files of dataset.uri; validation_files those of dataset.validation.uri, if that is set.
+        files: the files of dataset.uri, on this machine unless they are streamed; validation_files those of
+            dataset.validation.uri, if that is set.
         tokenizer: one without a chat template is given the default one.
         max_length: tokens; conversations are cut there, texts split.
-        scratch: folder for what is prepared: 8 bytes a token, 16 when packing.
-        processes: that tokenise; where not given as many as there are cores, at most MAX_PROCESSES.
+        scratch: folder for what is prepared: 8 bytes a token, 16 when packing; nothing of a stream.
+        processes: that tokenise; where not given as many as there are cores, at most MAX_PROCESSES, and for a stream
+            none beside the training process.
 
     Raises:
         DataError: rows that cannot be used (under onInvalidRow Fail), or a dataset without usable rows.
-        UsageError: the tokenizer cannot be used.
+        UsageError: the tokenizer cannot be used, or dataset.columns maps to a field that nothing reads.
     """
     template = chat_template(tokenizer) if task is TaskType.INSTRUCTION else None
     builder = TextBuilder(
         spec, task, tokenizer, max_length, seed, processes or usual_processes(), progress, template, packing, samples
     )
     folder = built(builder, files, validation_files, scratch, template, packing, samples)
-    parts = _load(folder, packing)
+    parts, report = _load(folder, packing), read_json(folder / "report.json")
+    train, shown = streamed(builder, files, processes) if spec.streaming else (parts[TRAINING], {})
     ends = template.turn_ends if template else (tokenizer.eos_token,)
     return PreparedText(
-        train=parts[TRAINING],
+        train=train,
         validation=parts.get(VALIDATION),
-        report=read_json(folder / "report.json"),
+        report=report | shown,
         eos_token_ids=[tokenizer.convert_tokens_to_ids(token) for token in ends],
         samples=[Sample(**sample) for sample in read_json(folder / "samples.json")],
         packed=packing,
@@ -100,7 +107,7 @@ def prepare(
 
 def built(
     builder: Builder,
-    files: Sequence[NamedFile],
+    files: Sequence[NamedFile] | Sequence[SizedFile],
     validation_files: Sequence[NamedFile],
     scratch: Path,
     *settings: object,
@@ -108,6 +115,7 @@ def built(
     """The folder that the builder has made of the files, now or earlier.
 
     Args:
+        files: those of dataset.uri; nothing is made of them where they are streamed.
         settings: what the rows depend on beside the settings of every builder.
     """
     if not builder.tokenizer.is_fast:
@@ -115,16 +123,23 @@ def built(
             f"model.uri: {type(builder.tokenizer).__name__} does not tell which characters a token stands for",
             "add the tokenizer.json of its fast version to the model",
         )
+    check_columns(builder.spec, builder.task)
     usable, ignored = sources.select(files)
     others = sources.select(validation_files)[0] if validation_files else []
     common = (len(usable), builder.spec, builder.task, builder.max_length, builder.seed)
-    folder = scratch / "prepared" / fingerprint([*usable, *others], builder.tokenizer, *common, *settings)
+    on_disk = [] if builder.spec.streaming else usable
+    folder = scratch / "prepared" / fingerprint([*on_disk, *others], builder.tokenizer, *common, *settings)
     with _locked(folder):
         if not folder.exists():
             partial = _emptied(folder.with_suffix(".partial"))
-            builder.build(partial, usable, others, ignored)
+            builder.build(partial, on_disk, others, ignored)
             partial.rename(folder)
     return folder
+
+
+def streamed(builder: Builder, files: Sequence[SizedFile], processes: int | None) -> tuple[Stream, dict[str, Any]]:
+    """The files as a stream, and what the report says of it; see Builder.stream."""
+    return builder.stream(sources.select(files)[0], processes or 0)
 
 
 def usual_processes() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from finetune_trainer.errors import DataError
@@ -46,6 +46,15 @@ class Problems:
         self.files[problem.file] += 1
         if len(self.first) < KEPT:
             self.first.append(problem)
+
+    def state(self) -> dict[str, Any]:
+        """As JSON, for a checkpoint."""
+        return {"count": self.count, "first": [asdict(item) for item in self.first], "files": dict(self.files)}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Problems:
+        """From a state."""
+        return cls(state["count"], [Problem(**problem) for problem in state["first"]], Counter(state["files"]))
 
     def error(self, advice: str) -> DataError:
         """The first problem in detail, the next ones named, the rest counted."""

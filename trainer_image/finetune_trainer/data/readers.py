@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from json.decoder import JSONDecodeError
 from typing import Any
 
@@ -18,6 +19,9 @@ MAX_ROW_BYTES = 64 * 1024 * 1024
 """The longest row that is read: the bound of memory for files without line breaks."""
 PARQUET_ROWS = 256
 """Rows of a parquet file that are held as Python objects at a time."""
+PARQUET_BYTES = 4 * 1024 * 1024
+"""Bytes of a column that are read at a time: row groups may be larger than the memory."""
+SKIPPED_BYTES = 1024 * 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 NOT_UTF8 = "the line is not UTF-8 text; convert the file, e.g. by `iconv -t utf-8`"
 LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
@@ -32,45 +36,64 @@ class Row:
     value: dict[str, Any]
 
 
-def text_lines(file: str, stream: io.BufferedReader) -> Iterator[Row | Problem]:
+@dataclass
+class Place:
+    """How far a file is read: rows, lines and (decompressed) bytes that lie behind.
+
+    A reader begins there and moves `line` and `offset` along, as far as its kind of file has them; who takes the rows
+    counts `rows`. Between two rows the three together are a place to go on from.
+    """
+
+    rows: int = 0
+    line: int = 0
+    offset: int = 0
+
+
+def text_lines(file: str, stream: io.BufferedReader, place: Place) -> Iterator[Row | Problem]:
     """Every line that is not blank is one text."""
-    for line, text in _lines(file, stream):
+    _skip(stream, place.offset)
+    for line, text in _lines(file, stream, place):
         if text is None:
             yield Problem(file, line, NOT_UTF8)
         elif text.strip():
             yield Row(file, line, {"text": text})
 
 
-def json_lines(file: str, stream: io.BufferedReader) -> Iterator[Row | Problem]:
+def json_lines(file: str, stream: io.BufferedReader, place: Place) -> Iterator[Row | Problem]:
     """Every line that is not blank is one JSON object."""
-    for line, text in _lines(file, stream):
+    _skip(stream, place.offset)
+    for line, text in _lines(file, stream, place):
         if text is None:
             yield Problem(file, line, NOT_UTF8)
         elif text.strip():
             yield _parsed(file, line, text)
 
 
-def json_document(file: str, stream: io.BufferedReader) -> Iterator[Row | Problem]:
+def json_document(file: str, stream: io.BufferedReader, place: Place) -> Iterator[Row | Problem]:
     """An array of objects, read object by object; or, as many write it, one object a line under this ending."""
     if stream.peek(1).removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
-        for line, value in values(Window(file, stream, MAX_ROW_BYTES)):
+        # Where a value begins shows only to who has read those before it.
+        for line, value in islice(values(Window(file, stream, MAX_ROW_BYTES)), place.rows, None):
             yield _row(file, line, value)
     else:
-        yield from json_lines(file, stream)
+        yield from json_lines(file, stream, place)
 
 
-def comma_separated(file: str, stream: io.BufferedReader) -> Iterator[Row | Problem]:
+def comma_separated(file: str, stream: io.BufferedReader, place: Place) -> Iterator[Row | Problem]:
     """A header line, then rows; quoted fields may go over lines, and `line` is where a row begins."""
     csv.field_size_limit(MAX_ROW_BYTES)
-    reader = csv.reader(_strict_lines(file, stream), strict=True)
-    header: list[str] = []
+    start = Place()
     before = 0
     try:
-        for cells in reader:
-            line, before = before + 1, reader.line_num
-            if not header:
-                header = cells
-            elif cells and len(cells) != len(header):
+        header = next((cells for cells in _records(file, stream, start) if cells), [])
+        if place.offset:
+            _skip(stream, place.offset - start.offset)
+        else:
+            place.line, place.offset = start.line, start.offset
+        before = place.line
+        for cells in _records(file, stream, place):
+            line, before = before + 1, place.line
+            if cells and len(cells) != len(header):
                 yield Problem(file, line, f"{len(cells)} fields, where the header has {len(header)}")
             elif cells:
                 yield Row(file, line, dict(zip(header, cells, strict=True)))
@@ -80,36 +103,56 @@ def comma_separated(file: str, stream: io.BufferedReader) -> Iterator[Row | Prob
         ) from error
 
 
-def parquet(file: str, stream: io.BufferedReader) -> Iterator[Row | Problem]:
-    """Rows of a parquet file; `line` counts them from 1."""
+def parquet(file: str, stream: io.BufferedReader, place: Place) -> Iterator[Row | Problem]:
+    """Rows of a parquet file; `line` counts them from 1. Row groups that lie behind are passed over."""
     import pyarrow.parquet as pq
 
-    line = 0
-    for batch in pq.ParquetFile(stream).iter_batches(batch_size=PARQUET_ROWS):
-        for value in batch.to_pylist():
+    # Without pre_buffer, which would fetch all row groups at once.
+    table = pq.ParquetFile(stream, buffer_size=PARQUET_BYTES, pre_buffer=False)
+    behind, line, groups = place.rows, 0, list(range(table.num_row_groups))
+    while groups and line + table.metadata.row_group(groups[0]).num_rows <= behind:
+        line += table.metadata.row_group(groups.pop(0)).num_rows
+    for batch in table.iter_batches(batch_size=PARQUET_ROWS, row_groups=groups):
+        passed = min(behind - line, len(batch)) if behind > line else 0
+        line += passed
+        for value in batch.slice(passed).to_pylist():
             line += 1
             yield Row(file, line, value)
 
 
-def _lines(file: str, stream: io.BufferedReader) -> Iterator[tuple[int, str | None]]:
+def _records(file: str, stream: io.BufferedReader, place: Place) -> Iterator[list[str]]:
+    """The cells of CSV rows."""
+    return csv.reader(_strict_lines(file, stream, place), strict=True)
+
+
+def _skip(stream: io.BufferedReader, count: int) -> None:
+    """Pass over bytes; a compressed stream has to read them."""
+    if stream.seekable():
+        stream.seek(count, io.SEEK_CUR)
+        return
+    while count and (passed := len(stream.read(min(count, SKIPPED_BYTES)))):
+        count -= passed
+
+
+def _lines(file: str, stream: io.BufferedReader, place: Place) -> Iterator[tuple[int, str | None]]:
     """(line number, text without its line break); None for what is not UTF-8."""
-    line = 0
     while raw := stream.readline(MAX_ROW_BYTES + 1):
-        line += 1
+        place.line += 1
+        place.offset += len(raw)
         if len(raw) > MAX_ROW_BYTES:
-            raise DataError(f"{file}:{line}: the line is longer than {MAX_ROW_BYTES >> 20} MiB", "split the row")
-        if line == 1:
+            raise DataError(f"{file}:{place.line}: the line is longer than {MAX_ROW_BYTES >> 20} MiB", "split the row")
+        if place.line == 1:
             # Windows tools put it before the first line; it is no part of the text.
             raw = raw.removeprefix(BYTE_ORDER_MARK)
         try:
-            yield line, raw.decode("utf-8").rstrip("\r\n")
+            yield place.line, raw.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
-            yield line, None
+            yield place.line, None
 
 
-def _strict_lines(file: str, stream: io.BufferedReader) -> Iterator[str]:
+def _strict_lines(file: str, stream: io.BufferedReader, place: Place) -> Iterator[str]:
     """For CSV, where a line that cannot be read leaves open where the next row begins."""
-    for line, text in _lines(file, stream):
+    for line, text in _lines(file, stream, place):
         if text is None:
             raise DataError(f"{file}:{line}: {NOT_UTF8}", "convert the file to UTF-8")
         yield text + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class Tally(ABC):
         self.cut_tokens += result.cut
 
     def report(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        return self.counts() | {"sample": self.sample(tokenizer)}
+
+    def counts(self) -> dict[str, Any]:
+        """All that can be counted, in the words of the report."""
         return {
             "rows": self.used,
             "tokens": self.tokens,
@@ -52,12 +56,24 @@ class Tally(ABC):
             "cutRows": self.cut_rows,
             "cutTokens": self.cut_tokens,
             "dropped": self.problems.report(),
-            "sample": self.sample(tokenizer),
         }
 
     @abstractmethod
     def sample(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """The first row, as people can check it."""
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from, as JSON."""
+        return {name: getattr(self, name) for name in self._numbers()} | {"problems": self.problems.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Count on from a state."""
+        for name in self._numbers():
+            setattr(self, name, state[name])
+        self.problems = Problems.of(state["problems"])
+
+    def _numbers(self) -> list[str]:
+        return [item.name for item in fields(self) if isinstance(getattr(self, item.name), int)]
 
     def warnings(self, limit: str) -> list[str]:
         """See `warnings`."""
@@ -89,8 +105,8 @@ class TextTally(Tally):
         self.open_turns += result.open_turns
         self.first = self.first or result
 
-    def report(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        return super().report(tokenizer) | {
+    def counts(self) -> dict[str, Any]:
+        return super().counts() | {
             "learnedTokens": self.learned,
             "learnedShare": round(self.learned / self.tokens, 4) if self.tokens else 0.0,
             "turnsWithoutEndToken": self.open_turns,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from finetune_trainer.data.conversations import Conversation
+from finetune_trainer.data.conversations import Conversation, Message
 from finetune_trainer.data.formats import Canonical, Completion
 from finetune_trainer.data.masks import lead_ids
+from finetune_trainer.data.problems import RowError
+from finetune_trainer.data.templates import ChatTemplate, own_template
 
 TEXT_CHARACTERS = 200
 """Of a plain text at most so much is given, and twice as much is expected."""
@@ -29,37 +32,43 @@ def samples_of(
 ) -> list[Sample]:
     """Samples of the first rows whose prompts leave room for an answer within max_length."""
     found: list[Sample] = []
+    # By the tokenizer's own template, as the model will be used, not by a version of it made for training.
+    template = own_template(tokenizer) if tokenizer.chat_template else None
     for row in rows:
         if len(found) == count:
             break
-        sample = _sample(row, tokenizer)
-        if len(sample.input_ids) < max_length:
+        sample = _sample(row, tokenizer, template)
+        if sample and len(sample.input_ids) < max_length:
             found.append(sample)
     return found
 
 
-def _sample(row: Canonical, tokenizer: PreTrainedTokenizerBase) -> Sample:
+def _sample(row: Canonical, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> Sample | None:
     if isinstance(row, Conversation):
-        return _of_conversation(row, tokenizer)
+        assert template is not None, "a tokenizer without a template has been given one"
+        return _of_conversation(row, tokenizer, template)
     if isinstance(row, Completion):
         return Sample(row.prompt, row.completion, _alone(row.prompt, tokenizer))
     cut = min(len(row.text) // 2, TEXT_CHARACTERS)
     return Sample(row.text[:cut], row.text[cut : 3 * cut], _alone(row.text[:cut], tokenizer))
 
 
-def _of_conversation(row: Conversation, tokenizer: PreTrainedTokenizerBase) -> Sample:
-    """The last answer in words, after all that was said before it."""
+def _of_conversation(row: Conversation, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> Sample | None:
+    """The last answer in words, or the last call, after all that was said before it."""
     answers = [i for i, message in enumerate(row.messages) if message["role"] == "assistant"]
-    last = next((i for i in reversed(answers) if _words(row, i).strip()), answers[-1])
-    # By the tokenizer's own template, as the model will be used, not by a version of it made for training.
-    ids = tokenizer.apply_chat_template(
-        row.messages[:last], tools=row.tools, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return Sample(_words(row, last - 1), _words(row, last), ids)
+    last = next((i for i in reversed(answers) if row.messages[i]["content"].strip()), answers[-1])
+    try:
+        prompt = template.render(row.messages[:last], row.tools, prompt=True)
+    except RowError:
+        # The version for training took the row; the model's own does not.
+        return None
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return Sample(_said(row.messages[last - 1]), _said(row.messages[last]), ids)
 
 
-def _words(row: Conversation, index: int) -> str:
-    return str(row.messages[index].get("content", ""))
+def _said(message: Message) -> str:
+    calls = [call["function"] for call in message.get("tool_calls", [])]
+    return str(message["content"]) or json.dumps(calls, ensure_ascii=False)
 
 
 def _alone(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,4 +1,4 @@
-"""Dataset files that lie on this machine -> rows with the place they came from, in bounded memory."""
+"""Dataset files -> rows with the place they came from, in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 import pyarrow as pa
 
 from finetune_trainer.data import readers
+from finetune_trainer.data.columns import Columns, renamed
 from finetune_trainer.data.problems import Problem
-from finetune_trainer.data.readers import Row
+from finetune_trainer.data.readers import Place, Row
 from finetune_trainer.errors import DataError
 
-READERS: dict[str, Callable[[str, io.BufferedReader], Iterator[Row | Problem]]] = {
+READERS: dict[str, Callable[[str, io.BufferedReader, Place], Iterator[Row | Problem]]] = {
     ".jsonl": readers.json_lines,
     ".ndjson": readers.json_lines,
     ".json": readers.json_document,
@@ -28,25 +30,57 @@ READERS: dict[str, Callable[[str, io.BufferedReader], Iterator[Row | Problem]]] 
 COMPRESSIONS = (".gz", ".zst")
 KNOWN = f"{', '.join(READERS)}, plain or compressed ({', '.join(COMPRESSIONS)})"
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, OSError, pa.ArrowException)
-"""What gzip, zstd and parquet raise on damaged bytes; the files are local copies, so an OSError is the content's."""
+"""What gzip, zstd and parquet raise on damaged bytes; what goes wrong between us and a store has errors of its own."""
+
+
+class DataFile(Protocol):
+    """A file of a dataset, wherever its bytes are."""
+
+    @property
+    def name(self) -> str:
+        """What the user knows it by: its URI."""
+
+    def open(self, scattered: bool) -> BinaryIO:
+        """Its bytes as they are stored, seekable; `scattered` when they will be read here and there."""
+
+
+class SizedFile(DataFile, Protocol):
+    """A file of which it is known how large it is, and which version."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, as stored."""
+
+    @property
+    def version(self) -> str:
+        """Another one where the content is another."""
+
+
+File = TypeVar("File", bound=DataFile)
 
 
 @dataclass(frozen=True)
 class NamedFile:
-    """A dataset file: `name` is what the user knows it by (its URI), `path` where its bytes lie now."""
+    """A dataset file on this machine: `path` is where its bytes lie now."""
 
     name: str
     path: Path
 
+    def open(self, scattered: bool) -> BinaryIO:
+        try:
+            return self.path.open("rb")
+        except FileNotFoundError as error:
+            raise DataError(f"{self.name}: the file does not exist", "check dataset.uri") from error
 
-def select(files: Sequence[NamedFile]) -> tuple[list[NamedFile], list[str]]:
+
+def select(files: Sequence[File]) -> tuple[list[File], list[str]]:
     """Tell dataset files from what else lies under a prefix, such as README.md or _SUCCESS.
 
     Returns:
         The readable files in the order of their names, and the names of those left out.
 
     Raises:
-        DataError: there are no files, or none that can be read.
+        DataError: there are no files, none that can be read, or one that is compressed twice.
     """
     if not files:
         raise DataError("the dataset has no files", "check dataset.uri; it may be a file, a glob or a prefix")
@@ -54,28 +88,40 @@ def select(files: Sequence[NamedFile]) -> tuple[list[NamedFile], list[str]]:
     if not usable:
         names = ", ".join(file.name for file in files[:3])
         raise DataError(f"no file of the dataset has a known ending: {names}", f"known endings are {KNOWN}")
+    for file in usable:
+        if _endings(file.name)[0] == ".parquet" and _endings(file.name)[1]:
+            raise DataError(
+                f"{file.name}: a parquet file is read from its end, so it cannot be compressed as a whole",
+                "unpack it; parquet compresses its columns itself, e.g. by compression='zstd'",
+            )
     return usable, sorted({file.name for file in files} - {file.name for file in usable})
 
 
-def read(files: Sequence[NamedFile]) -> Iterator[Row | Problem]:
-    """All rows of the files, in order; a file without rows is a problem of its own.
+def read(files: Sequence[DataFile], columns: Columns) -> Iterator[Row | Problem]:
+    """All rows of the files, in order, with the fields of `columns` renamed."""
+    for file in files:
+        yield from read_file(file, columns, Place())
+
+
+def read_file(file: DataFile, columns: Columns, place: Place) -> Iterator[Row | Problem]:
+    """The rows of a file from a place on, which moves along; a file without rows is a problem of its own.
 
     Raises:
-        DataError: a file is damaged, so that the rest of it cannot be read; names the file and the last good line.
+        DataError: the file is damaged, so that the rest of it cannot be read; names the file and the last good line.
     """
-    for file in files:
-        last = 0
-        try:
-            with closing(_open(file)) as stream:
-                for item in READERS[_endings(file.name)[0]](file.name, stream):
-                    last = item.line
-                    yield item
-        except DAMAGED as error:
-            raise DataError(
-                f"{file.name}: the file is damaged or cut off after line {last}: {error}", "upload the file again"
-            ) from error
-        if not last:
-            yield Problem(file.name, 0, "the file has no rows")
+    last = place.line
+    try:
+        with _opened(file) as stream:
+            for item in READERS[_endings(file.name)[0]](file.name, stream, place):
+                last = item.line
+                place.rows += 1
+                yield renamed(item, columns)
+    except DAMAGED as error:
+        raise DataError(
+            f"{file.name}: the file is damaged or cut off after line {last}: {error}", "upload the file again"
+        ) from error
+    if not place.rows:
+        yield Problem(file.name, 0, "the file has no rows")
 
 
 def _endings(name: str) -> tuple[str, str]:
@@ -91,13 +137,19 @@ def _is_data(name: str) -> bool:
     return not PurePosixPath(name).name.startswith((".", "_")) and _endings(name)[0] in READERS
 
 
-def _open(file: NamedFile) -> io.BufferedReader:
-    compression = _endings(file.name)[1]
-    try:
-        if compression == ".gz":
-            return io.BufferedReader(gzip.open(file.path, "rb"), 1 << 20)
-        if compression == ".zst":
-            return io.BufferedReader(pa.input_stream(str(file.path), compression="zstd"), 1 << 20)
-        return file.path.open("rb")
-    except FileNotFoundError as error:
-        raise DataError(f"{file.name}: the file does not exist", "check dataset.uri") from error
+@contextmanager
+def _opened(file: DataFile) -> Iterator[io.BufferedReader]:
+    """The file's bytes, decompressed."""
+    ending, compression = _endings(file.name)
+    with closing(file.open(scattered=ending == ".parquet")) as raw:
+        yield _decompressed(raw, compression)
+
+
+def _decompressed(raw: BinaryIO, compression: str) -> io.BufferedReader:
+    streams: dict[str, Callable[[], Any]] = {
+        ".gz": lambda: gzip.GzipFile(fileobj=raw),
+        ".zst": lambda: pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"),
+    }
+    if compression in streams:
+        return io.BufferedReader(streams[compression](), 1 << 20)
+    return cast(io.BufferedReader, raw)

@@ -76,12 +76,11 @@ def source_column(rows: Dataset) -> NDArray[np.int64]:
 def split(
     folder: Path, sources_held_out: list[int], opened: Callable[[Path], Dataset] = open_rows
 ) -> dict[str, Dataset]:
-    """The parts of what was encoded into a folder: two files, or one of which some rows are held out."""
-    rows = opened(folder / f"{TRAINING}.arrow")
-    others = folder / f"{VALIDATION}.arrow"
-    if others.exists():
-        return {TRAINING: rows, VALIDATION: opened(others)}
+    """The parts of what was encoded into a folder; of the training rows some may be held out."""
+    paths = {part: folder / f"{part}.arrow" for part in (TRAINING, VALIDATION)}
+    parts = {part: opened(path) for part, path in paths.items() if path.exists()}
     if not sources_held_out:
-        return {TRAINING: rows}
+        return parts
+    rows = parts[TRAINING]
     held = np.isin(source_column(rows), sources_held_out)
     return {TRAINING: rows.select(np.flatnonzero(~held)), VALIDATION: rows.select(np.flatnonzero(held))}

@@ -8,6 +8,7 @@ the beginning of a conversation the same whatever follows, which is checked for 
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,19 @@ Span = tuple[int, int]
 DEFAULT_TEMPLATE = Path(__file__).with_name("default_chat_template.jinja")
 """For tokenizers without a template: the dialogue that Vicuna v1.1 was trained on."""
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-PROBE = "finetuneprobe"
+PROBE, TOOL, CALL = "finetuneprobe", "finetunetool", "finetunecall"
+"""Words that no template has of its own."""
+PROBE_TOOL = {"type": "function", "function": {"name": TOOL, "description": "", "parameters": {"type": "object"}}}
+# Some templates ask for an identifier of nine letters.
+PROBE_CALL = {"id": "finetunes", "type": "function", "function": {"name": CALL, "arguments": {"name": "value"}}}
+QUESTION = {"role": "user", "content": "question"}
+ANSWER = {"role": "assistant", "content": PROBE}
+CALLING = [
+    QUESTION,
+    {"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]},
+    {"role": "tool", "tool_call_id": "finetunes", "name": CALL, "content": "result"},
+    ANSWER,
+]
 REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 """What a template raises on a conversation it was not written for."""
 
@@ -41,13 +54,18 @@ class ChatTemplate:
         source: `tokenizer`, `training` (TRL's marked version) or `default`.
         variables: the special tokens that templates may name.
         turn_ends: the tokens that may end an assistant's turn.
+        shows_tools, shows_calls: whether the tools on offer, and calls of them, are in what is rendered.
+        text_arguments: whether the arguments of calls must be JSON text.
     """
 
     text: str
     tool_text: str
     source: str
     variables: dict[str, Any]
-    turn_ends: tuple[str, ...]
+    turn_ends: tuple[str, ...] = ()
+    shows_tools: bool = True
+    shows_calls: bool = True
+    text_arguments: bool = False
 
     def render(self, messages: list[Message], tools: list[Any] | None = None, prompt: bool = False) -> str:
         """As text; with `prompt`, up to where the assistant's next turn begins."""
@@ -59,9 +77,9 @@ class ChatTemplate:
         Raises:
             RowError: the template refuses the conversation, loses tools, or does not let the answers be found.
         """
+        self._check_tools(conversation)
         marked = GENERATION_MARK.search(self.tool_text if conversation.tools else self.text)
         text, spans = self._marked(conversation) if marked else self._by_prefixes(conversation)
-        _check_tools(conversation, text)
         if marked and conversation.learned_from:
             spans = self._after(conversation, text, spans)
         if not spans:
@@ -72,8 +90,23 @@ class ChatTemplate:
         """How many turns do not end with an end token, so that the model does not learn to stop there."""
         return sum(not text[:end].endswith(self.turn_ends) for _, end in spans)
 
+    def _check_tools(self, conversation: Conversation) -> None:
+        """Refuse what the template leaves out: a call that is not rendered would teach to say nothing."""
+        calls = [call for message in conversation.messages for call in message.get("tool_calls", [])]
+        for tools, shown, what, way_out in (
+            (conversation.tools, self.shows_tools, "the tools on offer", "put them into the system message"),
+            (calls, self.shows_calls, "calls of tools", "write them as text"),
+        ):
+            if tools and not shown:
+                raise RowError(
+                    f"the model's chat template leaves out {what} (here {tools[0]['function']['name']!r}); use a model "
+                    f"whose template knows tools, or {way_out}"
+                )
+
     def _run(self, messages: list[Message], tools: list[Any] | None, **options: Any) -> tuple[str, list[Span]]:
         template = self.tool_text if tools else self.text
+        if self.text_arguments:
+            messages = [_with_text_arguments(message) for message in messages]
         try:
             texts, spans = render_jinja_template(
                 [messages], tools=tools, chat_template=template, **self.variables, **options
@@ -127,7 +160,7 @@ class ChatTemplate:
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    """The template for this tokenizer; one without any is given the default, which is then exported with it.
+    """The template that this tokenizer is trained with; one without any is given the default, which is then exported.
 
     Raises:
         UsageError: the tokenizer has no token that ends a text.
@@ -139,16 +172,37 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
         beginning = "{{- bos_token }}" if _starts_with_bos(tokenizer) else ""
         tokenizer.chat_template = beginning + DEFAULT_TEMPLATE.read_text(encoding="utf-8")
         source = "default"
-    text = tokenizer.get_chat_template()
-    training = _training_template(tokenizer, text)
-    template = ChatTemplate(
-        text=training or text,
-        tool_text=training or tokenizer.get_chat_template(tools=[{}]),
-        source="training" if training else source,
-        variables=dict(tokenizer.special_tokens_map),
-        turn_ends=(tokenizer.eos_token,),
-    )
-    return replace(template, turn_ends=_turn_ends(template, tokenizer))
+    training = _training_template(tokenizer, tokenizer.get_chat_template())
+    if training:
+        return _probed(ChatTemplate(training, training, "training", dict(tokenizer.special_tokens_map)), tokenizer)
+    return own_template(tokenizer, source)
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase, source: str = "tokenizer") -> ChatTemplate:
+    """The template that the tokenizer brings, as the model will be used with it."""
+    text, tool_text = tokenizer.get_chat_template(), tokenizer.get_chat_template(tools=[{}])
+    return _probed(ChatTemplate(text, tool_text, source, dict(tokenizer.special_tokens_map)), tokenizer)
+
+
+def _probed(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """The template with what a few renderings show of it."""
+    template = replace(template, turn_ends=_turn_ends(template, tokenizer))
+    offered = _rendered(template, [QUESTION, ANSWER], [PROBE_TOOL])
+    # A template that refuses to render them refuses the rows too.
+    template = replace(template, shows_tools=offered is None or TOOL in offered)
+    for text_arguments in (False, True):
+        candidate = replace(template, text_arguments=text_arguments)
+        called = _rendered(candidate, CALLING, [PROBE_TOOL])
+        if called is not None:
+            return replace(candidate, shows_calls=CALL in called)
+    return template
+
+
+def _rendered(template: ChatTemplate, messages: list[Message], tools: list[Any] | None = None) -> str | None:
+    try:
+        return template.render(messages, tools)
+    except RowError:
+        return None
 
 
 def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -170,12 +224,12 @@ def _training_template(tokenizer: PreTrainedTokenizerBase, text: str) -> str | N
 
 def _turn_ends(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """What follows the assistant's words in this template, where that is one token, and the tokenizer's eos."""
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": PROBE}]
+    turns = [QUESTION, ANSWER]
     try:
         rendered = [template.render(turns), template.render(turns * 2)]
     except RowError:
         # A template for some other kind of conversation; the rows will tell.
-        return template.turn_ends
+        return (str(tokenizer.eos_token),)
     specials = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
     found = []
     for text in rendered:
@@ -184,16 +238,12 @@ def _turn_ends(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> tu
     return tuple(dict.fromkeys([*found, tokenizer.eos_token]))
 
 
-def _check_tools(conversation: Conversation, text: str) -> None:
-    """Refuse what the template leaves out: a call of a tool that is not rendered would teach to say nothing."""
-    calls = [call for message in conversation.messages for call in message.get("tool_calls", [])]
-    for tool in [*(conversation.tools or []), *calls]:
-        name = tool.get("function", tool).get("name")
-        if isinstance(name, str) and name not in text:
-            raise RowError(
-                f"the model's chat template leaves out the tool {name!r}; use a model whose template knows tools, "
-                "or remove tools and tool_calls"
-            )
+def _with_text_arguments(message: Message) -> Message:
+    calls = [
+        call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", [])
+    ]
+    return message | {"tool_calls": calls} if calls else message
 
 
 def _rewritten(turn: int, beginning: str, whole: str) -> str:

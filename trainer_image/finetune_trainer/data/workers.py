@@ -42,42 +42,43 @@ def encode_all(
     rows = iter(rows)
     first = list(islice(rows, INLINE_ROWS + 1))
     rows = chain(first, rows)
-    inline = processes == 1 or len(first) <= INLINE_ROWS
-    chunks = _here(function, _chunks(rows)) if inline else _in_processes(function, _chunks(rows), processes)
-    for given, made in chunks:
-        yield from zip(given, made, strict=True)
+    if processes == 1 or len(first) <= INLINE_ROWS:
+        return here(function, rows, CHUNK_ROWS)
+    return in_processes(function, rows, processes, CHUNK_ROWS)
 
 
-def _chunks(rows: Iterator[Given]) -> Iterator[list[Given]]:
-    while chunk := list(islice(rows, CHUNK_ROWS)):
-        yield chunk
+def here(
+    function: Callable[[list[Given]], list[Made]], rows: Iterable[Given], chunk_rows: int
+) -> Generator[tuple[Given, Made], None, None]:
+    """As encode_all, in this process, in chunks of so many rows."""
+    for chunk in _chunks(iter(rows), chunk_rows):
+        yield from zip(chunk, function(chunk), strict=True)
 
 
-def _here(
-    function: Callable[[list[Given]], list[Made]], chunks: Iterator[list[Given]]
-) -> Iterator[tuple[list[Given], list[Made]]]:
-    for chunk in chunks:
-        yield chunk, function(chunk)
-
-
-def _in_processes(
-    function: Callable[[list[Given]], list[Made]], chunks: Iterator[list[Given]], processes: int
-) -> Iterator[tuple[list[Given], list[Made]]]:
+def in_processes(
+    function: Callable[[list[Given]], list[Made]], rows: Iterable[Given], processes: int, chunk_rows: int
+) -> Generator[tuple[Given, Made], None, None]:
+    """As encode_all, in so many processes beside this one."""
     with ExitStack() as stack:
         idle: SimpleQueue[_Worker] = SimpleQueue()
         for _ in range(processes):
             idle.put(stack.enter_context(_Worker(function)))
         threads = stack.enter_context(ThreadPoolExecutor(processes))
         pending: deque[tuple[list[Given], Future[Any]]] = deque()
-        for chunk in chunks:
+        for chunk in _chunks(iter(rows), chunk_rows):
             pending.append((chunk, threads.submit(_ask, idle, chunk)))
             # Twice as many as can be worked on: nobody waits, and memory stays bounded.
             if len(pending) >= 2 * processes:
                 given, answer = pending.popleft()
-                yield given, answer.result()
+                yield from zip(given, answer.result(), strict=True)
         while pending:
             given, answer = pending.popleft()
-            yield given, answer.result()
+            yield from zip(given, answer.result(), strict=True)
+
+
+def _chunks(rows: Iterator[Given], size: int) -> Iterator[list[Given]]:
+    while chunk := list(islice(rows, size)):
+        yield chunk
 
 
 def _ask(idle: SimpleQueue[_Worker], chunk: list[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from finetune_trainer.storage.batch import Batch, Progress
 from finetune_trainer.storage.checksums import READ_BYTES, crc_hex
-from finetune_trainer.storage.errors import MissingContainerError, MissingError
+from finetune_trainer.storage.errors import ChangedError, MissingContainerError, MissingError
 from finetune_trainer.storage.files import file_errors, size_of, write_at
 from finetune_trainer.storage.s3 import ObjectInfo
 from finetune_trainer.storage.upload import Uploaded
@@ -42,9 +42,12 @@ class LocalFiles:
             raise MissingError(f"there is no file {path} ({where})", "correct the URI, or mount the volume")
         return self._info(where)
 
-    def open(self, info: ObjectInfo, where: Location, start: int) -> BinaryIO:
+    def open(self, info: ObjectInfo, where: Location, start: int, scattered: bool) -> BinaryIO:
         with file_errors(self.path(where), info.size):
             file = self.path(where).open("rb")
+            if self._info(where).etag != info.etag:
+                file.close()
+                raise ChangedError(f"{where} was replaced after it was listed", "start again")
         file.seek(start)
         return file
 

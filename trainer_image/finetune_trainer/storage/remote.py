@@ -46,8 +46,8 @@ class Buckets:
     def stat(self, where: Location) -> ObjectInfo:
         return self._patiently(partial(self._s3.stat, where))
 
-    def open(self, info: ObjectInfo, where: Location, start: int) -> BinaryIO:
-        reader = ObjectReader(self._s3, info, start, self._settings)
+    def open(self, info: ObjectInfo, where: Location, start: int, scattered: bool) -> BinaryIO:
+        reader = ObjectReader(self._s3, info, start, self._settings, scattered)
         return cast(BinaryIO, BufferedReader(reader, buffer_size=MIB))
 
     def write(self, where: Location, data: bytes) -> None:

@@ -65,6 +65,14 @@ class Store:
         """The objects that a URI means, sorted by key; none where there are none."""
         return self._resolve(parse(uri))[1]
 
+    def require(self, uri: str) -> Infos:
+        """As `list`, where there must be something.
+
+        Raises:
+            MissingError: the URI means no object.
+        """
+        return self._required(parse(uri))[1]
+
     def stat(self, uri: str) -> ObjectInfo:
         """One object, with its checksum where the server keeps it.
 
@@ -78,8 +86,12 @@ class Store:
         """Whether there is an object of exactly this name, in a bucket that is there."""
         return self._find(parse(uri)) is not None
 
-    def open(self, uri: str, start: int = 0) -> BinaryIO:
+    def open(self, uri: str, start: int = 0, scattered: bool = False, info: ObjectInfo | None = None) -> BinaryIO:
         """An object as a buffered file from byte `start` on; broken connections are healed while it is read.
+
+        Args:
+            scattered: whether it will be read here and there rather than on from `start`; both may seek.
+            info: as it was listed, so that another version is refused; absent: as it is now.
 
         Raises:
             MissingError: there is none.
@@ -88,7 +100,7 @@ class Store:
         """
         where = parse(uri)
         side = self._side(where)
-        return side.open(side.stat(where), where, start)
+        return side.open(info or side.stat(where), where, start, scattered)
 
     def read_bytes(self, uri: str) -> bytes:
         """A whole object, for small ones. Raises as `open`."""
@@ -122,9 +134,7 @@ class Store:
             CorruptError: an object arrived wrong again and again.
         """
         where = parse(uri)
-        base, infos = self._resolve(where)
-        if not infos:
-            raise MissingError(f"there is nothing at {uri}", "correct the URI, or upload the data")
+        base, infos = self._required(where)
         wheres = [parse(info.uri) for info in infos]
         if where.scheme != "s3":
             return self._local.download(infos, wheres, progress)
@@ -193,6 +203,12 @@ class Store:
             return where.key[: where.key.rfind("/") + 1], [info]
         folder = where.at(where.key + "/")
         return folder.key, self._below(folder)
+
+    def _required(self, where: Location) -> tuple[str, Infos]:
+        base, infos = self._resolve(where)
+        if not infos:
+            raise MissingError(f"there is nothing at {where}", "correct the URI, or upload the data")
+        return base, infos
 
     def _below(self, where: Location) -> Infos:
         infos = self._side(where).below(where)

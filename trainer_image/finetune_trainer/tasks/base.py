@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from finetune_api.job import FineTuneJobSpec
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.samples import Sample
-from finetune_trainer.data.sources import NamedFile
+from finetune_trainer.data.sources import NamedFile, SizedFile
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.heads import skeleton
@@ -32,14 +32,14 @@ class Inputs:
     """Where a task finds the dataset.
 
     Attributes:
-        files: of dataset.uri, brought here; a stream's are read through the store instead.
+        files: of dataset.uri, brought here; a stream's lie in the store and are read from there.
         validation_files: of dataset.validation.uri.
         scratch: folder for what is prepared.
         progress: called with `training` or `validation` and the rows done; raises when the pod must go.
     """
 
     store: Store
-    files: list[NamedFile]
+    files: list[NamedFile] | list[SizedFile]
     validation_files: list[NamedFile]
     scratch: Path
     progress: Callable[[str, int], None] = lambda part, rows: None

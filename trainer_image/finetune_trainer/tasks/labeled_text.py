@@ -117,6 +117,7 @@ class LabeledTextTask(HeadTask):
             scratch=inputs.scratch,
             validation_files=inputs.validation_files,
             order=self._known,
+            processes=spec.hyperparameters.data_workers if spec.dataset.streaming else None,
             progress=inputs.progress,
         )
         self.target = self._target(self.prepared.classes)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from finetune_trainer.data.packing import PackedCollator, collator, sft_arguments, verify_isolation
 from finetune_trainer.data.preparation import PreparedText, prepare
 from finetune_trainer.data.samples import Sample
+from finetune_trainer.data.stream import Stream
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.answers import answers
 from finetune_trainer.evaluation.held_out import TokenMeter
@@ -72,6 +74,7 @@ class LanguageModelTask(Task):
             validation_files=inputs.validation_files,
             packing=bool(spec.hyperparameters.packing),
             samples=spec.evaluation.samples,
+            processes=spec.hyperparameters.data_workers if spec.dataset.streaming else None,
             progress=inputs.progress,
         )
         return self.prepared
@@ -98,16 +101,22 @@ class LanguageModelTask(Task):
         trainer = LanguageModelTrainer(
             model=model,
             args=arguments,
-            train_dataset=self.prepared.train,
+            train_dataset=self._looked_at(),
             eval_dataset=self.prepared.validation,
             processing_class=self.tokenizer,
             data_collator=collator(self.prepared.packed, attention, self.tokenizer),
             callbacks=callbacks,
         )
+        trainer.train_dataset = self.prepared.train
         trainer.meter = TokenMeter
         trainer.remove_callback(PrinterCallback)
         put_back(learning)
         return trainer
+
+    def _looked_at(self) -> Dataset:
+        """TRL looks at a row, and knows no streams but those of `datasets`."""
+        train = self.prepared.train
+        return Dataset.from_list(list(islice(train, 1))) if isinstance(train, Stream) else train
 
     def measure(self, trainer: LanguageModelTrainer, beat: Callable[[], None]) -> Measured:
         metrics = trainer.evaluate()
