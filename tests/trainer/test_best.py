@@ -13,6 +13,8 @@ from finetune_api.contract import Stage
 from finetune_trainer.errors import StoppedError
 from finetune_trainer.progress import Reporter
 from tests.support.jobs import a_context, a_job, run, write_rows
+from tests.support.models import save_tiny_bert
+from tests.trainer.test_labeled_text import a_labeled_job
 from tests.trainer.test_resume import StopsAt
 
 BEST, RISEN, LAST = 18, 12, 30
@@ -145,6 +147,25 @@ def test_a_smaller_improvement_than_min_delta_is_none(tmp_path):
     early = {"patience": 1, "minDelta": 0.5}
     result = run(an_overfitting_job(tmp_path, evaluation={"earlyStopping": early}), tmp_path / "scratch")
     assert (result.steps, result.exported_step) == (6, 6), "better than step 3, but not by enough to go on"
+
+
+def test_a_metric_that_grows_is_the_better_the_larger_it_is(tmp_path):
+    save_tiny_bert(tmp_path / "model")
+    job = a_labeled_job(
+        tmp_path,
+        "Full",
+        "classes",
+        hyperparameters={"epochs": 30, "maxSteps": 60, "scheduler": "constant"},
+        evaluation={"everySteps": 2, "earlyStopping": {"metric": "eval_accuracy", "patience": 3}},
+    )
+    result = run(job, tmp_path / "scratch")
+    course = {
+        entry["step"]: entry["eval_accuracy"] for entry in report(tmp_path)["history"] if "eval_accuracy" in entry
+    }
+    best = max(course.values())
+    assert result.exported_step == min(step for step, value in course.items() if value == best)
+    assert result.metrics["eval_accuracy"] == best > result.baseline["eval_accuracy"]
+    assert result.steps == result.exported_step + 3 * 2 < 60
 
 
 STOPS = {

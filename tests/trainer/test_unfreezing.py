@@ -20,8 +20,9 @@ from finetune_trainer.tasks.trainer import JobTrainer
 from finetune_trainer.unfreezing import UnfreezingCallback, stage_at, stages, starts
 from tests.support.architectures import IMAGE, tiny_bert, tiny_gpt2, tiny_llama, tiny_resnet, tiny_vit
 from tests.support.jobs import a_job, a_session
-from tests.support.models import changed, save_tiny_llama, state_of
+from tests.support.models import changed, save_tiny_bert, save_tiny_llama, state_of
 from tests.trainer.test_best import attempt
+from tests.trainer.test_labeled_text import a_labeled_job
 
 LAYERS = 3
 
@@ -195,6 +196,21 @@ def test_every_step_moves_exactly_what_its_stage_says(tmp_path, case):
     trainer.train()
     assert movements.moved == [schedule[stage - 1] for stage in expected]
     assert schedule[max(expected) - 1] == trainer.learning
+
+
+def test_a_new_head_learns_from_the_first_stage_on(tmp_path):
+    save_tiny_bert(tmp_path / "model")
+    unfreezing = {"everySteps": 2, "stages": [{"layers": {"last": 1}}, {"layers": {"first": 1}}]}
+    values = {"scheduler": "constant", "warmupRatio": 0, "weightDecay": 0.1, "maxSteps": 4}
+    job = a_labeled_job(tmp_path, "Full", "classes", unfreezing=unfreezing, hyperparameters=values)
+    trainer = a_session(job, tmp_path / "scratch").trainer
+    movements = Movements()
+    trainer.add_callback(movements)
+    trainer.train()
+    first = movements.moved[0]
+    assert {name for name in first if "layer." not in name} == {"classifier.weight", "classifier.bias"}
+    assert all("layer.1." in name or "classifier" in name for name in first)
+    assert movements.moved == [first, first, set(trainer.learning), set(trainer.learning)]
 
 
 def test_what_has_not_begun_has_no_gradient_and_empty_moments(tmp_path):
