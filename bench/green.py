@@ -38,8 +38,9 @@ class Figures(NamedTuple):
     forward: int
     backward: int
     """FLOPs of the last step."""
+    before: float
     loss: float
-    """On held-out rows, after training."""
+    """On held-out rows, before and after training."""
 
 
 class Watch(TrainerCallback):
@@ -111,11 +112,12 @@ def figures(strategy: dict[str, Any], model: Path, data: Path) -> Figures:
         trainer.add_callback(watch)
         # Not what is measured here: a checkpoint of the last step.
         trainer.args.save_strategy = "no"
+        before = trainer.evaluate()["eval_loss"]
         trainer.train()
         loss = trainer.evaluate()["eval_loss"]
     operations = watch.forward.get_total_flops(), watch.backward.get_total_flops()
     # Without the step that was counted, and the first one.
-    return Figures(median(watch.seconds[1:-1]), watch.choosing, *operations, loss)
+    return Figures(median(watch.seconds[1:-1]), watch.choosing, *operations, before, loss)
 
 
 def main(pairs: int) -> None:
@@ -142,7 +144,7 @@ def main(pairs: int) -> None:
     report("Green: a step with its share of choosing", unit="s", ratio=(step + choosing / EVERY) / whole, target="< 1",
            green=step, full=whole, choosing=choosing, every=EVERY, runs=pairs)  # fmt: skip
     report("Green: held-out loss", unit="nats", ratio=mine.loss / theirs.loss, green=mine.loss, full=theirs.loss,
-           steps=STEPS)  # fmt: skip
+           before=theirs.before, steps=STEPS)  # fmt: skip
 
 
 if __name__ == "__main__":
