@@ -32,7 +32,7 @@ LEARNING_RATE = {
     StrategyType.IA3: 5e-3,
     StrategyType.LAYER_NORM: 1e-3,
     StrategyType.ADDITIVE: 2e-4,
-    StrategyType.GREEN: 2e-5,
+    StrategyType.GREEN: 5e-5,
 }
 """Usual peak rates: the fewer parameters learn, and the nearer to zero they begin, the more they bear."""
 OPTIONS: dict[StrategyType, dict[str, Callable[[], Message]]] = {

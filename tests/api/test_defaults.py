@@ -37,7 +37,7 @@ STRATEGIES: dict[str, tuple[float, Object]] = {
     "IA3": (5e-3, {"ia3": {"targetModules": []}}),
     "LayerNorm": (1e-3, {}),
     "Additive": (2e-4, {"additive": {"blocks": 2, "placement": "Interleaved", "head": False}}),
-    "Green": (2e-5, {"green": {"target": 0.5, "everySteps": 100}}),
+    "Green": (5e-5, {"green": {"target": 0.5, "everySteps": 100}}),
 }
 """Strategies: the learning rate, and the options that are filled in."""
 METRICS = {

@@ -7,16 +7,17 @@ any time, sharded or not, and what has not begun is left alone since it has no g
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
+from transformers import TrainerCallback
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
     _Base = Trainer
 else:
@@ -55,6 +56,20 @@ class WholeOptimizerMixin(_Base):
         super()._load_optimizer_and_scheduler(checkpoint)
 
 
+class LeanRecomputationCallback(TrainerCallback):
+    """Lets the gradient end at the lowest parameter that learns, with recomputation as without.
+
+    The library has the embedding's output ask for a gradient, which only the reentrant kind of recomputation needs; all
+    frozen blocks below what learns would be gone through backwards for nothing.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **_: Any
+    ) -> None:
+        if hasattr(model, "disable_input_require_grads"):
+            model.disable_input_require_grads()
+
+
 def allow_pauses(trainer: Trainer) -> None:
     """Let ranks not wait for gradients of what does not learn; called before the trainer wraps its model."""
     if trainer.accelerator.ddp_handler is not None:
@@ -67,9 +82,6 @@ def begin(model: nn.Module, optimizer: Optimizer, names: Collection[str]) -> Non
     if isinstance(model, FSDPModule):
         # It looks for the precision of gradients once, among those that learn at that time.
         model._get_fsdp_state()._lazy_init()
-    if hasattr(model, "disable_input_require_grads"):
-        # Set for the reentrant kind of recomputation, this would let the gradient flow down to the embedding always.
-        model.disable_input_require_grads()
     create_moments(optimizer)
 
 

@@ -18,7 +18,7 @@ from finetune_trainer.evaluation.course import Watch
 from finetune_trainer.groups import peak_rates, spared
 from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import BaseFiles, fetch_beside, fetch_dataset, fetch_model
-from finetune_trainer.learning import allow_pauses
+from finetune_trainer.learning import LeanRecomputationCallback, allow_pauses
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
 from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import Strategy, strategy_of
@@ -156,6 +156,7 @@ class Start:
         # First: the others are told the epoch that it knows.
         callbacks = [StreamCallback()] if isinstance(prepared.train, Stream) else []
         callbacks += [
+            LeanRecomputationCallback(),
             ProgressCallback(context.reporter, task.metrics),
             CourseCallback(context.reporter, watch, spec.evaluation.early_stopping),
             # After what asks for evaluations and checkpoints: the stop overrules it.
