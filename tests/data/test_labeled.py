@@ -21,6 +21,7 @@ from tests.support.models import pair_tokenizer
 
 Write = Callable[[str, Any], NamedFile]
 TOKENIZER = pair_tokenizer()
+EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
 CLS, SEP = "<|im_start|>", "<|im_end|>"
 
 
@@ -79,6 +80,21 @@ def test_a_text_is_tokenised_as_the_model_reads_it_and_labels_are_numbers_of_sor
 def test_every_kind_of_file_gives_the_same_classes(tmp_path, data_file, name, content):
     result = prepared(tmp_path, data_file(name, content))
     assert (result.classes, list(result.train["labels"])) == (("0", "1"), [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "classes"),
+    [
+        ("labels.csv", {}, ("complaint", "praise", "question")),
+        ("pairs.jsonl", {}, ("other", "same")),
+        ("several-labels.jsonl", {"multiLabel": True}, ("battery", "case", "screen")),
+        ("numbers.csv", {"type": "Regression"}, ()),
+    ],
+)
+def test_every_example_file_is_recognised_and_used_whole(tmp_path, name, task, classes):
+    result = prepared(tmp_path, NamedFile(f"s3://bucket/{name}", EXAMPLES / name), task=task, max_length=128)
+    assert (result.classes, result.report["warnings"]) == (classes, [])
+    assert len(result.train) == result.report["training"]["rows"] > 1
 
 
 def test_labels_of_the_spec_give_the_order_and_absent_ones_are_told(tmp_path, data_file):

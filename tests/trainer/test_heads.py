@@ -115,6 +115,8 @@ def test_a_head_is_kept_when_names_order_and_question_are_the_same():
     assert not OneClass(["no", "yes"]).fits(config(["LABEL_0", "LABEL_1"]))
     assert not OneClass(["no", "yes"]).fits(config(["no", "yes"], "multi_label_classification"))
     assert AnyClasses(["no", "yes"]).fits(config(["no", "yes"], "multi_label_classification"))
+    many = [f"class {number}" for number in range(12)]
+    assert OneClass(many).fits(BertConfig(id2label={number: many[number] for number in [0, 1, 10, 11, *range(2, 10)]}))
     assert Number().fits(config(["quality"]))
     assert not Number().fits(config(["no", "yes"]))
 

@@ -31,7 +31,9 @@ class ProgressCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._reporter.beat()
-        self._reporter.update(step=state.global_step, epoch=state.epoch, tokens=state.num_input_tokens_seen)
+        # Nothing is counted where rows are no tokens.
+        tokens = state.num_input_tokens_seen or None
+        self._reporter.update(step=state.global_step, epoch=state.epoch, tokens=tokens)
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._reporter.beat()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 
 from finetune_api.job import Attention, Dtype, FineTuneJobSpec
 from finetune_trainer.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.BFLOAT16: torch.bfloat16, Dtype.FLOAT16: torch.float16}
 
@@ -99,6 +103,27 @@ def attention_implementation(attention: Attention, hardware: Hardware, compute: 
     if attention is Attention.FLASH_ATTENTION_2:
         _refuse_flash_attention(hardware, half)
     return attention.value
+
+
+def asked_attention(chosen: str, spec: Attention, config: PretrainedConfig, loader: str) -> str | None:
+    """What to ask of transformers for a model of this configuration; None: whatever the architecture has.
+
+    Nothing for sdpa, which it takes by itself, while architectures without would refuse to be asked; and nothing where
+    nobody has asked for what is fastest here, and the architecture does not have it.
+
+    Args:
+        chosen: by `attention_implementation`.
+        spec: what was asked for.
+        loader: name of the class that loads the model.
+    """
+    import transformers
+
+    if chosen == "sdpa":
+        return None
+    found = getattr(transformers, loader)._model_mapping.get(type(config), ())
+    classes = found if isinstance(found, tuple) else (found,)
+    flash = all(getattr(cls, "_supports_flash_attn", False) for cls in classes)
+    return chosen if flash or spec is not Attention.AUTO else None
 
 
 def _refuse_flash_attention(hardware: Hardware, half: bool) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from finetune_api.job import FineTuneJobSpec, ModelSpec
 from finetune_trainer.errors import UsageError
+from finetune_trainer.hardware import asked_attention
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -115,8 +116,9 @@ def _read_config(folder: Path, uri: str) -> dict[str, Any]:
 
 def _refuse_code(raw: dict[str, Any], spec: ModelSpec) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.utils import is_timm_config_dict
 
-    if raw.get("model_type") in CONFIG_MAPPING_NAMES or spec.trust_remote_code:
+    if raw.get("model_type") in CONFIG_MAPPING_NAMES or spec.trust_remote_code or is_timm_config_dict(raw):
         return
     if "auto_map" in raw:
         raise UsageError(
@@ -257,7 +259,7 @@ def load_weights(source: Source, loader: str) -> LoadedWeights:
             source.folder,
             config=source.config,
             dtype=source.dtype,
-            attn_implementation=source.attention,
+            attn_implementation=asked_attention(source.attention, source.spec.attention, source.config, loader),
             quantization_config=source.quantization,
             use_safetensors=True,
             local_files_only=True,

@@ -13,7 +13,8 @@ def hold_frozen_statistics(model: nn.Module) -> None:
     """Keep batch norms in eval mode while none of their parameters learns, whoever puts the model into training mode.
 
     In training mode they would normalise by the batch and move their statistics, which are as much a part of what was
-    declared frozen as the weights are. Asked in every pass, since schedules freeze and unfreeze.
+    declared frozen as the weights are. Asked in every pass, since schedules freeze and unfreeze. Norms without any
+    parameters are frozen too: checkpoints hold statistics only beside what learns.
     """
     for module in model.modules():
         if is_batch_norm(module):
@@ -21,6 +22,5 @@ def hold_frozen_statistics(model: nn.Module) -> None:
 
 
 def _hold(norm: nn.Module, inputs: Any) -> None:
-    parameters = list(norm.parameters())
-    if norm.training and parameters and not any(parameter.requires_grad for parameter in parameters):
+    if norm.training and not any(parameter.requires_grad for parameter in norm.parameters()):
         norm.eval()

@@ -31,13 +31,13 @@ Probe = Mapping[str, torch.Tensor]
 
 
 @torch.no_grad()
-def logits(model: torch.nn.Module, probe: Probe) -> torch.Tensor:
+def logits(model: PreTrainedModel, probe: Probe) -> torch.Tensor:
     """The model's answer, on the CPU."""
     training = model.training
     model.eval()
     try:
-        # A cache would only be thrown away; models without one do not know the word.
-        settings = {"use_cache": False} if getattr(model.config, "use_cache", None) is not None else {}
+        # A cache would only be thrown away; models that generate nothing do not know the word.
+        settings = {"use_cache": False} if model.can_generate() else {}
         return model(**probe, **settings).logits.cpu()
     finally:
         model.train(training)

@@ -24,7 +24,7 @@ from finetune_trainer.data.masks import Masker
 from finetune_trainer.data.packing import pack
 from finetune_trainer.data.problems import Problem, Problems
 from finetune_trainer.data.readers import Row
-from finetune_trainer.data.report import Tally, TextTally, warnings
+from finetune_trainer.data.report import TextTally, TokenTally, warnings
 from finetune_trainer.data.rows import TEXT_COLUMNS, RowWriter, open_rows
 from finetune_trainer.data.samples import samples_of
 from finetune_trainer.data.sources import DataFile, NamedFile, SizedFile
@@ -94,7 +94,7 @@ class Builder(ABC):
         """
 
     @abstractmethod
-    def tally(self, row_format: str) -> Tally:
+    def tally(self, row_format: str) -> TokenTally:
         """What counts the results."""
 
     @property
@@ -172,7 +172,7 @@ class Builder(ABC):
         items = sources.read(files, self.spec.columns)
         return list(islice(items, DETECTION_ROWS)), items
 
-    def _encode(self, part: str, files: list[NamedFile], folder: Path) -> Tally:
+    def _encode(self, part: str, files: list[NamedFile], folder: Path) -> TokenTally:
         """Encode all rows of the files into the part's file.
 
         Raises:
@@ -207,7 +207,7 @@ class Builder(ABC):
             raise problems.error(f"correct dataset.columns, or {advice}" if self.spec.columns else advice)
         return detect((row.value for row in rows), self.task, f"{rows[0].file}:{rows[0].line}")
 
-    def _must_be_usable(self, tally: Tally) -> None:
+    def _must_be_usable(self, tally: TokenTally) -> None:
         if not tally.problems.count:
             return
         if self.spec.on_invalid_row is InvalidRowPolicy.FAIL:

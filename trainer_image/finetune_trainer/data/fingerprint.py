@@ -15,16 +15,17 @@ LAYOUT = 1
 """Raised when the same input is prepared differently or written in another form."""
 
 
-def fingerprint(files: Sequence[NamedFile], tokenizer: PreTrainedTokenizerBase, *settings: Any) -> str:
+def fingerprint(files: Sequence[NamedFile], tokenizer: PreTrainedTokenizerBase | None, *settings: Any) -> str:
     """32 hex digits over the files' names, sizes and times, the tokenizer with its template, and the settings."""
     stats = [(file.name, file.path.stat()) for file in files]
-    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     facts = [
         LAYOUT,
         [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
-        str(tokenizer.chat_template),
-        tokenizer.special_tokens_map,
+        _facts_of(tokenizer) if tokenizer else None,
         [str(setting) for setting in settings],
     ]
-    digest.update(json.dumps(facts, default=str).encode())
-    return digest.hexdigest()[:32]
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:32]
+
+
+def _facts_of(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    return [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), tokenizer.special_tokens_map]

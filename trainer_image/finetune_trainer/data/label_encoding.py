@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from finetune_trainer.data.class_columns import LABEL
 from finetune_trainer.data.formats import FORMATS, Labeled
 from finetune_trainer.data.labels import Labels
 from finetune_trainer.data.problems import Problem, RowError
 from finetune_trainer.data.readers import Row
-from finetune_trainer.data.report import SAMPLE_TOKENS, Tally
-
-LABEL = "label"
-"""What stands in the data: a class by its name, several of them, or a number."""
+from finetune_trainer.data.report import SAMPLE_TOKENS, TokenTally
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class LabeledEncoder:
 
 
 @dataclass
-class LabelTally(Tally):
+class LabelTally(TokenTally):
     """Of labelled rows."""
 
     first: EncodedLabel | None = None

@@ -15,8 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.job import DatasetSpec
 from finetune_api.task import TaskSpec
+from finetune_trainer.data import class_columns
 from finetune_trainer.data.building import Builder, Built, Progress, write_json
-from finetune_trainer.data.label_encoding import LABEL, LabeledEncoder, LabelTally
+from finetune_trainer.data.class_columns import LABEL
+from finetune_trainer.data.label_encoding import LabeledEncoder, LabelTally
 from finetune_trainer.data.labels import ClassLabel, ClassLabels, Labels, Numbers, labels_of, ordered
 from finetune_trainer.data.preparation import built, read_json, streamed, usual_processes
 from finetune_trainer.data.prepared import Prepared
@@ -28,7 +30,6 @@ from finetune_trainer.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SHOWN_CLASSES = 100
 TRAINED = ("input_ids", "token_type_ids", "labels")
 
 
@@ -101,10 +102,8 @@ class LabelBuilder(Builder):
             return {"maxLength": self.limits, "labels": spreads, "warnings": far}
         classes = self._classes(built.folder)
         write_json(built.folder / "classes.json", classes)
-        counts = {name: _counts(classes, part[LABEL]) for name, part in built.parts.items()}
-        shown = {name: dict(list(part.items())[:SHOWN_CLASSES]) for name, part in counts.items()}
-        absent = [text for name, part in counts.items() for text in _absent(name, part)]
-        return {"maxLength": self.limits, "labels": shown, "warnings": absent}
+        counts = {name: class_columns.counts(classes, part[LABEL]) for name, part in built.parts.items()}
+        return {"maxLength": self.limits, **class_columns.report(counts)}
 
     def _classes(self, folder: Path) -> tuple[str, ...]:
         if self.spec.streaming:
@@ -163,16 +162,8 @@ def _open(path: Path, labels: Labels, classes: tuple[str, ...]) -> Dataset:
     rows = open_rows(path)
     column = rows.data.column(LABEL).combine_chunks()
     if not isinstance(labels, Numbers):
-        column = _numbered(column, classes)
+        column = class_columns.numbered(column, classes)
     return rows.add_column("labels", column)
-
-
-def _numbered(names: pa.Array, classes: tuple[str, ...]) -> pa.Array:
-    """Names, or lists of them, as numbers of classes."""
-    if not pa.types.is_list(names.type):
-        return pc.index_in(names, value_set=pa.array(classes)).cast(pa.int64())
-    numbers = pc.index_in(names.flatten(), value_set=pa.array(classes)).cast(pa.int64())
-    return pa.ListArray.from_arrays(names.offsets, numbers)
 
 
 def _trained(rows: Dataset) -> Dataset:
@@ -183,24 +174,6 @@ def _trained(rows: Dataset) -> Dataset:
 
 def _flat(names: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.list_flatten(names) if pa.types.is_list(names.type) else names
-
-
-def _counts(classes: tuple[str, ...], labels: Any) -> dict[str, int]:
-    """Rows of each class, the commonest first."""
-    found = dict.fromkeys(classes, 0)
-    for label in labels:
-        for name in [label] if isinstance(label, str) else label:
-            found[name] += 1
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def _absent(part: str, counts: dict[str, int]) -> list[str]:
-    absent = [name for name, rows in counts.items() if not rows]
-    if not absent:
-        return []
-    shown = ", ".join(map(repr, absent[:5])) + (", ..." if len(absent) > 5 else "")
-    what = "cannot be learned" if part == TRAINING else "are not measured"
-    return [f"{part}: {len(absent)} of {len(counts)} classes have no row and {what}: {shown}"]
 
 
 def _spread(labels: Any) -> dict[str, float]:

@@ -6,11 +6,8 @@ processes: a run that is stopped and goes on elsewhere meets the same rows in th
 
 from __future__ import annotations
 
-import fcntl
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +19,7 @@ from finetune_trainer.data import sources
 from finetune_trainer.data.building import Builder, Progress, TextBuilder
 from finetune_trainer.data.columns import check_columns
 from finetune_trainer.data.fingerprint import fingerprint
+from finetune_trainer.data.once import build_once
 from finetune_trainer.data.packing import COLUMNS
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.rows import open_rows
@@ -129,11 +127,7 @@ def built(
     common = (len(usable), builder.spec, builder.task, builder.max_length, builder.seed)
     on_disk = [] if builder.spec.streaming else usable
     folder = scratch / "prepared" / fingerprint([*on_disk, *others], builder.tokenizer, *common, *settings)
-    with _locked(folder):
-        if not folder.exists():
-            partial = _emptied(folder.with_suffix(".partial"))
-            builder.build(partial, on_disk, others, ignored)
-            partial.rename(folder)
+    build_once(folder, lambda partial: builder.build(partial, on_disk, others, ignored))
     return folder
 
 
@@ -157,19 +151,3 @@ def _load(folder: Path, packing: bool) -> dict[str, Dataset]:
         return {name: open_rows(file) for name, file in files.items() if file.exists()}
     parts = split(folder, read_json(folder / "held-out.json"))
     return {name: part.select_columns(COLUMNS) for name, part in parts.items()}
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process of a machine prepares, the others wait for it and then find it done; a dead one holds no lock."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _emptied(folder: Path) -> Path:
-    """What a process left that was killed while it prepared goes."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder

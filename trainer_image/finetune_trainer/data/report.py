@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,33 +12,23 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.data.encoding import IGNORED, Encoded
 from finetune_trainer.data.masks import rendered_sample
-from finetune_trainer.data.problems import Problem, Problems
+from finetune_trainer.data.tally import Tally
 
 SAMPLE_TOKENS = 512
 """The sample is for reading: of a longer row the beginning will do."""
 
 
 @dataclass
-class Tally(ABC):
-    """Counts over the rows of one part (training or validation)."""
+class TokenTally(Tally, ABC):
+    """Of rows that have become tokens."""
 
-    format: str
-    used: int = 0
     tokens: int = 0
     longest: int = 0
     cut_rows: int = 0
     cut_tokens: int = 0
-    problems: Problems = field(default_factory=Problems)
-
-    def add(self, result: Any) -> None:
-        if isinstance(result, Problem):
-            self.problems.add(result)
-        else:
-            self.count(result)
 
     def count(self, result: Any) -> None:
-        """Count a row that can be used."""
-        self.used += 1
+        super().count(result)
         self.tokens += sum(len(sample["input_ids"]) for sample in result.samples())
         self.longest = max(self.longest, result.tokens)
         self.cut_rows += result.cut > 0
@@ -48,41 +38,19 @@ class Tally(ABC):
         return self.counts() | {"sample": self.sample(tokenizer)}
 
     def counts(self) -> dict[str, Any]:
-        """All that can be counted, in the words of the report."""
-        return {
-            "rows": self.used,
+        return super().counts() | {
             "tokens": self.tokens,
             "longestRowTokens": self.longest,
             "cutRows": self.cut_rows,
             "cutTokens": self.cut_tokens,
-            "dropped": self.problems.report(),
         }
 
     @abstractmethod
     def sample(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """The first row, as people can check it."""
 
-    def state(self) -> dict[str, Any]:
-        """What `restore` goes on from, as JSON."""
-        return {name: getattr(self, name) for name in self._numbers()} | {"problems": self.problems.state()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Count on from a state."""
-        for name in self._numbers():
-            setattr(self, name, state[name])
-        self.problems = Problems.of(state["problems"])
-
-    def _numbers(self) -> list[str]:
-        return [item.name for item in fields(self) if isinstance(getattr(self, item.name), int)]
-
     def warnings(self, limit: str) -> list[str]:
-        """See `warnings`."""
-        found = []
-        if self.problems.count:
-            found.append(
-                f"{self.problems.count} of {self.problems.count + self.used} rows were dropped; "
-                f"the first: {self.problems.first[0]}"
-            )
+        found = super().warnings(limit)
         if self.cut_rows:
             found.append(
                 f"{self.cut_rows} of {self.used} rows were cut to {limit} "
@@ -92,7 +60,7 @@ class Tally(ABC):
 
 
 @dataclass
-class TextTally(Tally):
+class TextTally(TokenTally):
     """Of rows whose tokens are learned."""
 
     learned: int = 0

@@ -23,9 +23,9 @@ from finetune_trainer.data.columns import Columns
 from finetune_trainer.data.order import Bookmark, ahead, windows
 from finetune_trainer.data.problems import Problem
 from finetune_trainer.data.readers import Place, Row
-from finetune_trainer.data.report import Tally
 from finetune_trainer.data.sources import SizedFile, read
 from finetune_trainer.data.splits import TRAINING
+from finetune_trainer.data.tally import Tally
 from finetune_trainer.data.workers import here, in_processes
 
 CHUNK_ROWS = 16

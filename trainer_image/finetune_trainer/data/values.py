@@ -11,11 +11,15 @@ from finetune_trainer.data.problems import RowError, kind
 
 def text_of(row: Mapping[str, Any], field: str, path: str = "") -> str:
     """The text in a field; `path` is how the message calls it, where it lies deeper in the row."""
-    name = path or field
+    return checked_text(field_of(row, field, path), path or field)
+
+
+def field_of(row: Mapping[str, Any], field: str, path: str = "") -> Any:
+    """What is in a field, which must be there."""
     if field not in row:
         fields = ", ".join(str(key) for key in row) or "none"
-        raise RowError(f"{name} is missing; the fields here are {fields}")
-    return checked_text(row[field], name)
+        raise RowError(f"{path or field} is missing; the fields here are {fields}")
+    return row[field]
 
 
 def checked_text(value: Any, name: str) -> str:

@@ -40,7 +40,7 @@ class Target(ABC):
         Names decide: another order or other names is another head. LABEL_0, LABEL_1, ..., which transformers gives
         where nobody has named the classes, say nothing of them; who knows what they are says so by task.labels.
         """
-        return tuple((config.id2label or {}).values()) == self.labels and self._same_problem(config)
+        return labels_in(config) == self.labels and self._same_problem(config)
 
     def _same_problem(self, config: PretrainedConfig) -> bool:
         return getattr(config, "problem_type", None) in (None, self.problem_type)
@@ -184,6 +184,11 @@ class Number(Target):
 
     def constant(self, labels: torch.Tensor) -> torch.Tensor:
         return labels.double().mean()[None]
+
+
+def labels_in(config: PretrainedConfig) -> tuple[str, ...]:
+    """Names of the outputs of a model with this configuration; in JSON their numbers may stand in any order."""
+    return tuple(name for _, name in sorted((config.id2label or {}).items()))
 
 
 def class_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

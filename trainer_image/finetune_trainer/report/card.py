@@ -31,7 +31,7 @@ Trained on `{dataset}`: {rows}. Licences and personal data of these rows were no
 
 ## Parameters
 
-{trainable:,} of {total:,} parameters were trained, for {steps} optimizer steps ({tokens:,} tokens).
+{trainable:,} of {total:,} parameters were trained, for {steps} optimizer steps{tokens}.
 The weights are those of step {exported}.
 
 ```json
@@ -86,7 +86,7 @@ def card(report: Report, kind: str, loading: str, task: Facts) -> str:
         total=result.total_parameters,
         steps=result.steps,
         exported=result.exported_step,
-        tokens=result.tokens,
+        tokens=f" ({result.tokens:,} tokens)" if result.tokens else "",
         parameters=json.dumps({name: spec[name] for name in ("strategy", "hyperparameters")}, indent=1),
         metrics=_metrics(report),
     )

@@ -49,7 +49,7 @@ def _summary(report: Report) -> list[tuple[str, Any]]:
         ("Output", result.output.uri),
         ("Steps", f"{result.steps}{f', stopped early: {result.stopped_early}' if result.stopped_early else ''}"),
         ("Weights", f"of step {result.exported_step}"),
-        ("Tokens", f"{result.tokens:,}"),
+        *([("Tokens", f"{result.tokens:,}")] if result.tokens else []),
         ("Training time", f"{result.train_seconds:,.0f} s"),
         ("Trainable parameters", f"{result.trainable_parameters:,} of {result.total_parameters:,}"),
         *(("Warning", warning) for warning in report.warnings),
@@ -89,6 +89,8 @@ def _tree(value: Any) -> str:
     if isinstance(value, list):
         return "<br>".join(_tree(item) for item in value)
     text = escape(str(value))
+    if text.startswith("data:image/"):
+        return f'<img src="{text}" alt="">'
     return f"<pre>{text}</pre>" if "\n" in text else text
 
 

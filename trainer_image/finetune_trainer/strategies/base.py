@@ -121,6 +121,6 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None
     model.to(dtype)
     model.config.dtype = dtype
     # Turned off for training only; who loads the model wants to generate with it.
-    if hasattr(model.config, "use_cache"):
+    if model.can_generate():
         model.config.use_cache = True
     model.save_pretrained(folder)

@@ -70,7 +70,7 @@ def linear_names(model: PreTrainedModel, fresh: tuple[str, ...] = ()) -> list[st
 def refuse_unknown_targets(model: PreTrainedModel, targets: list[str], fresh: tuple[str, ...] = ()) -> None:
     """Raise UsageError for a target without a match; PEFT itself minds only when none has any."""
     names = linear_names(model, fresh)
-    advice = f"use some of: {', '.join(names)}" if names else "use strategy Full or Partial"
+    advice = f"use some of: {', '.join(names)}" if names else _without_linears(model)
     if ALL_LINEAR in targets:
         if not names:
             raise UsageError(f"{TARGETS}: the model has no linear layers for all-linear", advice)
@@ -86,9 +86,22 @@ def refuse_unknown_targets(model: PreTrainedModel, targets: list[str], fresh: tu
                 f"{TARGETS}: {target} is the output head, which takes no adapter",
                 f"put {target} into strategy.lora.modulesToSave to train it whole, or {advice}",
             )
-        if not all(_takes_adapter(module) for module in matches.values()):
-            kind = type(next(iter(matches.values()))).__name__
-            raise UsageError(f"{TARGETS}: {target} is a {kind}, which takes no adapter", advice)
+        for module in matches.values():
+            if not _takes_adapter(module):
+                raise UsageError(f"{TARGETS}: {target} is {_kind(module)}, which takes no adapter", advice)
+
+
+def _without_linears(model: PreTrainedModel) -> str:
+    found = [_ending(name) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    names = [name for name in dict.fromkeys(found) if all(map(_takes_adapter, _matching(model, name).values()))]
+    convolutions = f"name convolutions in targetModules ({', '.join(names[:12])}), or " if names else ""
+    return f"{convolutions}use strategy Partial or Full"
+
+
+def _ending(name: str) -> str:
+    """The last part of a name; of modules that are only numbered, with what numbers them."""
+    *before, last = name.rsplit(".", 2)
+    return f"{before[-1]}.{last}" if last.isdigit() and before else last
 
 
 def refuse_unknown_ranks(model: PreTrainedModel, options: LoraOptions) -> None:
@@ -133,4 +146,10 @@ def _has_parameters(module: nn.Module) -> bool:
 def _takes_adapter(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d | Conv1D)
+    # On convolutions in groups PEFT's cannot be merged, and not every rank fits.
+    single = isinstance(module, nn.Conv2d) and module.groups == 1
+    return single or isinstance(module, nn.Linear | nn.Embedding | Conv1D)
+
+
+def _kind(module: nn.Module) -> str:
+    return f"a {type(module).__name__}{' in groups' if getattr(module, 'groups', 1) > 1 else ''}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_api.job import FineTuneJobSpec, TaskType
 from finetune_trainer.tasks.base import Inputs, Task
+from finetune_trainer.tasks.image_classification import ImageClassificationTask
 from finetune_trainer.tasks.labeled_text import LabeledTextTask
 from finetune_trainer.tasks.language_model import LanguageModelTask
 
@@ -12,6 +13,7 @@ __all__ = ["Inputs", "Task", "task_of"]
 TASKS: dict[TaskType, type[Task]] = {
     TaskType.INSTRUCTION: LanguageModelTask,
     TaskType.CAUSAL_LM: LanguageModelTask,
+    TaskType.IMAGE_CLASSIFICATION: ImageClassificationTask,
     TaskType.SEQUENCE_CLASSIFICATION: LabeledTextTask,
     TaskType.REGRESSION: LabeledTextTask,
 }

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, TrainingArguments
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.predictions import PredictionMeter
+from finetune_trainer.evaluation.targets import labels_in
 from finetune_trainer.heads import Head, draw_again, skeleton, unquantised
 from finetune_trainer.loaded import Loaded
 from finetune_trainer.model import FIELD, Source, load_config, load_weights
@@ -60,6 +61,8 @@ class HeadTask(Task):
     """Which models are, for people."""
     target: Target
     prepared: Prepared
+    known: tuple[str, ...] = ()
+    """Names of the base's outputs, in their order."""
     fresh: tuple[str, ...] = ()
     """See Loaded.fresh; of the model that was loaded last."""
 
@@ -71,8 +74,9 @@ class HeadTask(Task):
     def check(self, config: PretrainedConfig, reserved: int = 0) -> None:
         from transformers.models.auto import modeling_auto
 
-        known = getattr(modeling_auto, self.mapping)
-        if config.model_type in known or self.loader in (getattr(config, "auto_map", None) or {}):
+        self.known = labels_in(config)
+        possible = getattr(modeling_auto, self.mapping)
+        if config.model_type in possible or self.loader in (getattr(config, "auto_map", None) or {}):
             return
         raise UsageError(
             f"{FIELD}: {self.spec.model.uri} is {', '.join(config.architectures or [config.model_type])}, on which "

@@ -64,7 +64,6 @@ class LabeledTextTask(HeadTask):
     def check(self, config: PretrainedConfig, reserved: int = 0) -> None:
         super().check(config, reserved)
         self._reserved = reserved
-        self._known = tuple((config.id2label or {}).values())
 
     def read_processor(self, folder: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
         """The tokenizer, with a token to pad with, which the model must know: else it would read answers off it."""
@@ -116,7 +115,7 @@ class LabeledTextTask(HeadTask):
             seed=spec.hyperparameters.seed,
             scratch=inputs.scratch,
             validation_files=inputs.validation_files,
-            order=self._known,
+            order=self.known,
             processes=spec.hyperparameters.data_workers if spec.dataset.streaming else None,
             progress=inputs.progress,
         )
