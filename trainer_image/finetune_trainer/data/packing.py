@@ -13,43 +13,19 @@ The first label of every document is -100 (see encoding.Encoded), since what pre
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
 import torch
 
 from finetune_trainer.data.encoding import IGNORED
 from finetune_trainer.errors import UsageError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BIN_TOKENS = 2_000_000
-"""Tokens among which rows are sought that fill a pack: more fill them no better, and these take 50 MB."""
 COLUMNS = ["input_ids", "labels"]
 HALF = (torch.bfloat16, torch.float16)
-
-
-def pack(dataset: Dataset, max_length: int, cache_file: Path) -> Dataset:
-    """Best-fit-decreasing packs of whole rows, none longer than max_length.
-
-    Args:
-        dataset: columns input_ids and labels, rows of at most max_length.
-        cache_file: where the packs are written.
-
-    Returns:
-        Columns input_ids, labels and seq_lengths (the documents' lengths, in order); the same for the same rows.
-    """
-    from trl import pack_dataset
-
-    tokens_per_row = pc.mean(pc.list_value_length(dataset.data.column("input_ids"))).as_py()
-    rows = math.ceil(BIN_TOKENS / tokens_per_row)
-    settings = {"batch_size": rows, "cache_file_name": str(cache_file), "load_from_cache_file": False}
-    return pack_dataset(dataset.select_columns(COLUMNS), max_length, "bfd", settings)
 
 
 def uses_flash(attention: str) -> bool:

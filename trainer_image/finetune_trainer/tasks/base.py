@@ -35,7 +35,7 @@ class Inputs:
         files: of dataset.uri, brought here; a stream's lie in the store and are read from there.
         validation_files: of dataset.validation.uri.
         scratch: folder for what is prepared.
-        progress: called with `training` or `validation` and the rows done; raises when the pod must go.
+        progress: called with the part of the work and the rows done; raises when the pod must go.
     """
 
     store: Store
