@@ -9,6 +9,8 @@ from finetune_trainer.strategies.green import Green
 from finetune_trainer.strategies.layer_norm import LayerNorm
 from finetune_trainer.strategies.lora import Lora
 from finetune_trainer.strategies.partial import Partial
+from finetune_trainer.strategies.prefix_tuning import PrefixTuning
+from finetune_trainer.strategies.prompt_tuning import PromptTuning
 from finetune_trainer.strategies.qlora import QLora
 
 __all__ = ["Strategy", "strategy_of"]
@@ -18,6 +20,8 @@ STRATEGIES: dict[StrategyType, type[Strategy]] = {
     StrategyType.PARTIAL: Partial,
     StrategyType.LORA: Lora,
     StrategyType.QLORA: QLora,
+    StrategyType.PROMPT_TUNING: PromptTuning,
+    StrategyType.PREFIX_TUNING: PrefixTuning,
     StrategyType.LAYER_NORM: LayerNorm,
     StrategyType.GREEN: Green,
 }

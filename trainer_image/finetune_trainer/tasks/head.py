@@ -99,7 +99,7 @@ class HeadTask(Task):
         kept = self.target.fits(load_config(source.folder, source.spec))
         self.fresh = lacking if kept else tuple(dict.fromkeys([*lacking, *head.outputs]))
         draw_again(found.model, self.fresh)
-        return Loaded(found.model, self.fresh, self.peft_task, examples=self.examples)
+        return Loaded(found.model, self.fresh, self.peft_task, examples=self.examples, encode=self.encode)
 
     def skeleton(self, source: Source) -> Loaded:
         """With a new head: how many answers it has, and whether the base's own serves, only the data tells."""
