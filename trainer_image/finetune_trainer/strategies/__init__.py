@@ -6,6 +6,7 @@ from finetune_api.job import StrategySpec, StrategyType
 from finetune_trainer.strategies.base import Strategy
 from finetune_trainer.strategies.full import Full
 from finetune_trainer.strategies.green import Green
+from finetune_trainer.strategies.ia3 import IA3
 from finetune_trainer.strategies.layer_norm import LayerNorm
 from finetune_trainer.strategies.lora import Lora
 from finetune_trainer.strategies.partial import Partial
@@ -22,6 +23,7 @@ STRATEGIES: dict[StrategyType, type[Strategy]] = {
     StrategyType.QLORA: QLora,
     StrategyType.PROMPT_TUNING: PromptTuning,
     StrategyType.PREFIX_TUNING: PrefixTuning,
+    StrategyType.IA3: IA3,
     StrategyType.LAYER_NORM: LayerNorm,
     StrategyType.GREEN: Green,
 }
