@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.job import StrategySpec, StrategyType
+from finetune_trainer.strategies.adapter import Adapter
 from finetune_trainer.strategies.base import Strategy
 from finetune_trainer.strategies.full import Full
 from finetune_trainer.strategies.green import Green
@@ -21,6 +22,7 @@ STRATEGIES: dict[StrategyType, type[Strategy]] = {
     StrategyType.PARTIAL: Partial,
     StrategyType.LORA: Lora,
     StrategyType.QLORA: QLora,
+    StrategyType.ADAPTER: Adapter,
     StrategyType.PROMPT_TUNING: PromptTuning,
     StrategyType.PREFIX_TUNING: PrefixTuning,
     StrategyType.IA3: IA3,
