@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_api.job import StrategySpec, StrategyType
 from finetune_trainer.strategies.adapter import Adapter
+from finetune_trainer.strategies.additive import Additive
 from finetune_trainer.strategies.base import Strategy
 from finetune_trainer.strategies.full import Full
 from finetune_trainer.strategies.green import Green
@@ -27,6 +28,7 @@ STRATEGIES: dict[StrategyType, type[Strategy]] = {
     StrategyType.PREFIX_TUNING: PrefixTuning,
     StrategyType.IA3: IA3,
     StrategyType.LAYER_NORM: LayerNorm,
+    StrategyType.ADDITIVE: Additive,
     StrategyType.GREEN: Green,
 }
 
