@@ -19,6 +19,11 @@ STRATEGIES = {
     "QLoRA": {},
     "Partial": {"select": {"layers": {"last": 1}, "modules": ["Attention", "Head"]}},
     "LayerNorm": {},
+    "Adapter": {"adapter": {"size": 4, "layers": {"last": 1}}},
+    "PromptTuning": {"promptTuning": {"tokens": 3, "initText": "Say it."}},
+    "PrefixTuning": {"prefixTuning": {"tokens": 3}},
+    "IA3": {},
+    "Additive": {"additive": {"blocks": 1, "head": True}},
 }
 
 

@@ -45,6 +45,11 @@ STOPS = {
     ("Full", "SequenceClassification"): [{"step": 1}, {"step": 4}],
     ("LoRA", "SequenceClassification"): [{"step": 5}],
     ("LoRA", "Regression"): [{"step": 4}],
+    ("Adapter", "Instruction"): [{"step": 4}],
+    ("PromptTuning", "Instruction"): [{"step": 4}],
+    ("PrefixTuning", "Instruction"): [{"step": 4}],
+    ("IA3", "Instruction"): [{"step": 4}],
+    ("Additive", "Instruction"): [{"step": 4}],
 }
 """An evaluation is due after every second step: what a stop at step 4 skips, the next attempt makes up for."""
 

@@ -56,6 +56,7 @@ class Exporter:
         delivered = self._round_trip(folder, kind)
         probe = self.session.task.probe(model)
         if not isinstance(strategy, AdapterStrategy):
+            strategy.refuse_untrained(self.session.base.folder, delivered)
             self._verify_model(model, delivered, probe)
             return delivered
         verification.adapter(strategy, model, delivered, probe, self.session.compute.dtype)
@@ -74,7 +75,6 @@ class Exporter:
         return max(self.stored, self.session.compute.dtype, key=verification.TOLERANCE.__getitem__)
 
     def _verify_model(self, model: PreTrainedModel, delivered: Path, probe: verification.Probe) -> None:
-        verification.differs_from(self.session.base.folder, delivered)
         expected = verification.logits(model, probe)
         again = self._load(delivered, self.stored, self.session.compute.attention, model.config).to(model.device)
         uri = f"{self.spec.output.uri.rstrip('/')}/model"

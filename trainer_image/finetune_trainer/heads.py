@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -83,10 +83,3 @@ def draw_again(model: PreTrainedModel, names: Iterable[str]) -> None:
                 tensor._is_hf_initialized = False
             with torch.no_grad():
                 model._init_weights(module)
-
-
-def unquantised(quantization: Any, names: Iterable[str]) -> Any:
-    """The same quantisation, but for some modules: what is drawn at random and then learns needs all its digits."""
-    changed = copy.deepcopy(quantization)
-    changed.llm_int8_skip_modules = [*(quantization.llm_int8_skip_modules or []), *names]
-    return changed

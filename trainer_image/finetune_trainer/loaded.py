@@ -32,6 +32,7 @@ class Loaded:
             ones every time. On the CPU.
         compute: precision of the forward and backward pass, under autocast where it is not float32.
         device: where the model is going to be trained.
+        encode: gives the token ids of a text, without special ones; None where the input is no text.
     """
 
     model: PreTrainedModel
@@ -40,6 +41,12 @@ class Loaded:
     examples: Callable[[int], Rows] = no_examples
     compute: torch.dtype = torch.float32
     device: str = "cpu"
+    encode: Callable[[str], list[int]] | None = None
+
+    @property
+    def weightless(self) -> bool:
+        """Whether the model has shapes alone (the meta device): it can be looked at, but not run."""
+        return self.model.device.type == "meta"
 
     def is_fresh(self, parameter: str) -> bool:
         """Whether a parameter, by its name in the model, belongs to a fresh module."""

@@ -16,6 +16,7 @@ import torch
 from finetune_api.job import FineTuneJobSpec, ModelSpec
 from finetune_trainer.errors import UsageError
 from finetune_trainer.hardware import asked_attention
+from finetune_trainer.quantization import only_blocks
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -260,7 +261,7 @@ def load_weights(source: Source, loader: str) -> LoadedWeights:
             config=source.config,
             dtype=source.dtype,
             attn_implementation=asked_attention(source.attention, source.spec.attention, source.config, loader),
-            quantization_config=source.quantization,
+            quantization_config=only_blocks(source, loader),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=source.spec.trust_remote_code,

@@ -109,7 +109,8 @@ def _before(context: Context, session: Session, output: Output) -> Measured:
     known = output.baseline()
     if known is not None:
         return known
-    measured = session.task.baseline() or _measure(context, session, "the model before training")
+    with session.strategy.absent(session.trainer.model):
+        measured = session.task.baseline() or _measure(context, session, "the model before training")
     if context.is_main and measured.metrics:
         output.keep_baseline(measured)
     return measured
@@ -224,7 +225,7 @@ def _deliver(
     )
     context.reporter.stage(Stage.EXPORTING, uri)
     exporter = Exporter(store, context.job.spec, session, context.scratch, context.stop.check)
-    delivered = exporter.deliver(lambda kind: card(report, kind, session.strategy.loading, session.task))
+    delivered = exporter.deliver(lambda kind: card(report, kind, session.strategy, session.task))
     report.angles = _angles(context, session, delivered)
     if report.angles:
         output.write_text(f"report/{ANGLES_FILE}", angles_to_json(report.angles))

@@ -49,6 +49,13 @@ worse than the base. The metrics above were measured on rows of the same kind as
 """
 
 
+class Loading(Protocol):
+    """What a card says of the strategy."""
+
+    library: str
+    loading: str
+
+
 class Facts(Protocol):
     """What a card says of the task."""
 
@@ -61,23 +68,22 @@ class Facts(Protocol):
     def answers(self) -> str: ...
 
 
-def card(report: Report, kind: str, loading: str, task: Facts) -> str:
+def card(report: Report, kind: str, strategy: Loading, task: Facts) -> str:
     """The card, in Markdown with the front matter that hubs read.
 
     Args:
         kind: `adapter` or `model`: which of the two folders it lies in.
-        loading: Python code that loads the adapter, with `{loader}` for the class that loads the base and
-            `{settings}` for what it must be told.
     """
     spec, result = report.spec, report.result
+    loading = strategy.loading if kind == "adapter" else WHOLE_MODEL
     rows = report.data.get("rows", {})
     return CARD.format(
         base=spec["model"]["uri"],
-        library="peft" if kind == "adapter" else "transformers",
+        library=strategy.library if kind == "adapter" else "transformers",
         strategy=spec["strategy"]["type"],
         job=result.job,
         task=spec["task"]["type"],
-        loading=(loading if kind == "adapter" else WHOLE_MODEL).format(loader=task.loader, settings=task.settings),
+        loading=loading.format(loader=task.loader, settings=task.settings),
         answers=f" {task.answers}" if task.answers else "",
         pipeline_tag=task.pipeline_tag,
         dataset=spec["dataset"]["uri"],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from safetensors.torch import load_file
 
 from finetune_api.job import StrategySpec
+from finetune_trainer.verification import ADVICE, VerificationError, differs_from
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 Fetch = Callable[[str, str], Path]
 """Brings the file or model folder at an address here; called with the field that names it, and the address."""
 
+ADAPTER_FILE = "adapter_model.safetensors"
+"""The weights of every adapter, whatever made it."""
 WHOLE_MODEL = 'from transformers import {loader}\n\nmodel = {loader}.from_pretrained("<this folder>")'
 
 
@@ -26,6 +31,8 @@ class Strategy(ABC):
     """Which parameters learn. Knows nothing of tasks, so that every sensible pair works."""
 
     output_kind: ClassVar[Literal["adapter", "model"]]
+    library: ClassVar[str]
+    """What hubs call the library that loads what is delivered."""
     loading: ClassVar[str]
     """Python code that loads what is delivered; `{loader}` stands for the class of transformers that loads the base,
     `{settings}` for further arguments that it must be given."""
@@ -70,6 +77,10 @@ class Strategy(ABC):
     def restore(self, choice: dict[str, torch.Tensor]) -> None:
         """Take an earlier attempt's choice; called before `prepare`."""
 
+    def absent(self, model: PreTrainedModel) -> AbstractContextManager[Any]:
+        """While this lasts, a model that has not been trained yet answers as its base; most begin so anyway."""
+        return nullcontext()
+
     def attach(self, trainer: Trainer) -> None:
         """Add what must happen while training; called once, when the trainer has been built."""
 
@@ -88,10 +99,15 @@ class ModelStrategy(Strategy):
     """Those that deliver a whole model."""
 
     output_kind = "model"
+    library = "transformers"
     loading = WHOLE_MODEL
 
     def export(self, model: PreTrainedModel, folder: Path, base_uri: str, stored: torch.dtype) -> None:
         save_model(model, folder, stored)
+
+    def refuse_untrained(self, base: Path, delivered: Path) -> None:
+        """Raise VerificationError for a model in one folder that does what its base in the other does."""
+        differs_from(base, delivered)
 
 
 class AdapterStrategy(Strategy):
@@ -107,9 +123,22 @@ class AdapterStrategy(Strategy):
     def together(self, base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         """A base with the adapter that lies in the folder, as whoever downloads it puts the two together."""
 
-    @abstractmethod
     def refuse_untrained(self, folder: Path) -> None:
         """Raise VerificationError for an adapter that holds nothing, or changes nothing."""
+        tensors = load_file(folder / ADAPTER_FILE)
+        if not tensors:
+            raise VerificationError(f"the adapter in {folder} holds no tensors", ADVICE)
+        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+            raise VerificationError(f"the adapter in {folder} holds numbers that are not finite", ADVICE)
+        if not self.changes(tensors):
+            raise VerificationError(
+                "the adapter changes nothing: its numbers are as they were before training",
+                "train for more steps, or with a higher hyperparameters.learningRate",
+            )
+
+    @abstractmethod
+    def changes(self, tensors: dict[str, torch.Tensor]) -> bool:
+        """Whether an adapter with these tensors, by their names in the file, does what it did not before training."""
 
     def merge(self, adapted: PreTrainedModel) -> PreTrainedModel:
         """The base with the update in its weights; only strategies that `output.merge` is allowed for have it."""

@@ -7,22 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import nn
 
+from finetune_trainer.precision import hold_in_float32
 from finetune_trainer.strategies.base import AdapterStrategy
-from finetune_trainer.verification import ADVICE, VerificationError
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from peft.utils import ModulesToSaveWrapper
     from transformers import PreTrainedModel
 
     from finetune_trainer.loaded import Loaded
 
-WEIGHTS_FILE = "adapter_model.safetensors"
+
+def whole_modules(model: nn.Module) -> dict[str, ModulesToSaveWrapper]:
+    """The modules that are trained whole by their names, each with its frozen original."""
+    from peft.utils import ModulesToSaveWrapper
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
 
 
 class PeftStrategy(AdapterStrategy):
     """An adapter of PEFT over a frozen base."""
 
+    library = "peft"
     loading = (
         "from peft import PeftModel\nfrom transformers import {loader}\n\n"
         'base = {loader}.from_pretrained("<base model>"{settings})\n'
@@ -43,10 +51,13 @@ class PeftStrategy(AdapterStrategy):
     def prepare(self, base: Loaded) -> PreTrainedModel:
         from peft import get_peft_model
 
-        config = self.config(base)
+        config, spoken = self.config(base), base.model.dtype
         base.model.requires_grad_(False)
-        # autocast_adapter_dtype is on by default: what learns is float32, whatever the base is held in.
-        return cast("PreTrainedModel", get_peft_model(base.model, config))
+        # autocast_adapter_dtype is on by default: the adapter is float32, whatever the base is held in.
+        model = get_peft_model(base.model, config)
+        for wrapper in whole_modules(model).values():
+            hold_in_float32(wrapper.modules_to_save["default"], spoken)
+        return cast("PreTrainedModel", model)
 
     def export(self, model: PreTrainedModel, folder: Path, base_uri: str, stored: torch.dtype) -> None:
         adapted = cast("PeftModel", model)
@@ -55,7 +66,17 @@ class PeftStrategy(AdapterStrategy):
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
 
     def apart(self, model: PreTrainedModel) -> PreTrainedModel:
-        return cast("PreTrainedModel", cast("PeftModel", model).unload())
+        adapted = cast("PeftModel", model)
+        # PEFT would leave the trained ones in their places.
+        originals = {n: whole.original_module for n, whole in whole_modules(adapted.get_base_model()).items()}
+        base = self.unloaded(adapted)
+        for name, original in originals.items():
+            base.set_submodule(name, original)
+        return base
+
+    def unloaded(self, adapted: PeftModel) -> PreTrainedModel:
+        """The model inside, without what the adapter has put into it."""
+        return cast("PreTrainedModel", adapted.unload())
 
     def together(self, base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         from peft import PeftModel
@@ -64,21 +85,3 @@ class PeftStrategy(AdapterStrategy):
 
     def merge(self, adapted: PreTrainedModel) -> PreTrainedModel:
         return cast("PreTrainedModel", cast("PeftModel", adapted).merge_and_unload())
-
-    def refuse_untrained(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        tensors = load_file(folder / WEIGHTS_FILE)
-        if not tensors:
-            raise VerificationError(f"the adapter in {folder} holds no tensors", ADVICE)
-        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-            raise VerificationError(f"the adapter in {folder} holds numbers that are not finite", ADVICE)
-        if not self.changes(tensors):
-            raise VerificationError(
-                "the adapter changes nothing: its numbers are as they were before training",
-                "train for more steps, or with a higher hyperparameters.learningRate",
-            )
-
-    @abstractmethod
-    def changes(self, tensors: dict[str, torch.Tensor]) -> bool:
-        """Whether an adapter with these tensors, by their names in the file, does anything to the base."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +21,13 @@ from finetune_trainer.model import FIELD, Source, load_weights
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback, TrainingArguments
+    from transformers import (
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
     from finetune_trainer.hardware import Compute
     from finetune_trainer.storage import Store
@@ -57,6 +64,8 @@ class Task(ABC):
     """What hubs call models of this kind."""
     peft_task: ClassVar[str | None]
     """See Loaded.peft_task."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """Reads texts, once `read_processor` has found it; None where the input is no text."""
 
     def __init__(self, spec: FineTuneJobSpec) -> None:
         self.spec = spec
@@ -96,7 +105,12 @@ class Task(ABC):
         """
         found = load_weights(source, self.loader)
         self.refuse_missing(found.missing, source)
-        return Loaded(found.model, peft_task=self.peft_task, examples=self.examples)
+        return Loaded(found.model, peft_task=self.peft_task, examples=self.examples, encode=self.encode)
+
+    @property
+    def encode(self) -> Callable[[str], list[int]] | None:
+        """See Loaded.encode."""
+        return partial(self.tokenizer.encode, add_special_tokens=False) if self.tokenizer else None
 
     def skeleton(self, source: Source) -> Loaded:
         """What `load` will give, as far as the configuration tells: without weights, and without looking at data."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +14,7 @@ from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.predictions import PredictionMeter
 from finetune_trainer.evaluation.targets import labels_in
-from finetune_trainer.heads import Head, draw_again, skeleton, unquantised
+from finetune_trainer.heads import Head, draw_again, skeleton
 from finetune_trainer.loaded import Loaded
 from finetune_trainer.model import FIELD, Source, load_config, load_weights
 from finetune_trainer.tasks.base import Task
@@ -98,15 +97,13 @@ class HeadTask(Task):
             UsageError: parameters of the body are missing.
         """
         head = Head(source, self.loader)
-        if source.quantization is not None:
-            source = replace(source, quantization=unquantised(source.quantization, head.modules))
         found = load_weights(source, self.loader)
         lacking, missing = head.lacking(found.missing)
         self.refuse_missing(missing, source)
         kept = self.target.fits(load_config(source.folder, source.spec))
         self.fresh = lacking if kept else tuple(dict.fromkeys([*lacking, *head.outputs]))
         draw_again(found.model, self.fresh)
-        return Loaded(found.model, fresh=self.fresh, peft_task=self.peft_task, examples=self.examples)
+        return Loaded(found.model, self.fresh, self.peft_task, examples=self.examples, encode=self.encode)
 
     def skeleton(self, source: Source) -> Loaded:
         """With a new head: how many answers it has, and whether the base's own serves, only the data tells."""
