@@ -56,7 +56,7 @@ class Exporter:
         delivered = self._round_trip(folder, kind)
         probe = self.session.task.probe(model)
         if not isinstance(strategy, AdapterStrategy):
-            strategy.refuse_untrained(self.session.base.folder, delivered)
+            strategy.refuse_untrained(model, self.session.base.folder, delivered)
             self._verify_model(model, delivered, probe)
             return delivered
         verification.adapter(strategy, model, delivered, probe, self.session.compute.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,24 +84,18 @@ class Additive(ModelStrategy):
             )
         return larger
 
-    def refuse_untrained(self, base: Path, delivered: Path) -> None:
+    def refuse_untrained(self, model: PreTrainedModel, base: Path, delivered: Path) -> None:
+        found = tensors.Located(model, delivered)
         if self._zeroed:
-            same = not any(
-                tensor.norm() > 0 for tensor in _read(delivered, [f"{name}.weight" for name in self._zeroed])
-            )
+            same = not any(found[key].norm() > 0 for name in self._zeroed for key in found.keys[f"{name}.weight"])
         elif self._untied:
-            head, embedding = _read(delivered, self._untied)
+            head, embedding = (found[found.keys[name][0]] for name in self._untied)
             same = not (head - embedding).norm() > 0
         else:
-            super().refuse_untrained(base, delivered)
+            super().refuse_untrained(model, base, delivered)
             return
         if same:
             raise VerificationError("the delivered model does what its base does: what is new is as it was", TRAIN_MORE)
-
-
-def _read(folder: Path, names: Iterable[str]) -> Iterator[torch.Tensor]:
-    index = tensors.index(folder)
-    return (tensors.tensor(index, name) for name in names)
 
 
 @torch.no_grad()

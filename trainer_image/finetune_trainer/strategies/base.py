@@ -105,8 +105,13 @@ class ModelStrategy(Strategy):
     def export(self, model: PreTrainedModel, folder: Path, base_uri: str, stored: torch.dtype) -> None:
         save_model(model, folder, stored)
 
-    def refuse_untrained(self, base: Path, delivered: Path) -> None:
-        """Raise VerificationError for a model in one folder that does what its base in the other does."""
+    def refuse_untrained(self, model: PreTrainedModel, base: Path, delivered: Path) -> None:
+        """Raise VerificationError when what was delivered of the model does what its base does.
+
+        Args:
+            model: as it was trained; what its parameters are called in files, only the library knows.
+            base, delivered: folders of safetensors.
+        """
         differs_from(base, delivered)
 
 
