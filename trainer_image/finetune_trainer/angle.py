@@ -16,6 +16,7 @@ from finetune_api.selection import AngleOrder, AngleSelection, ModuleKind
 from finetune_trainer import tensors
 from finetune_trainer.errors import UsageError
 from finetune_trainer.structure import Structure
+from finetune_trainer.tensors import Located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +68,7 @@ def measure(model: PreTrainedModel, before: Path, after: Path, beat: Callable[[]
         OtherModelError: a folder lacks tensors of the model's blocks, or has them in other shapes.
         UsageError: weights that are not finite.
     """
-    old, new = _Located(model, before), _Located(model, after)
+    old, new = Located(model, before), Located(model, after)
     found: list[Angle] = []
     for (layer, kind), names in parts_of(Structure.of(model)).items():
         beat()
@@ -107,29 +108,7 @@ def _chunks(pairs: Pairs, *scale: float) -> Iterator[list[torch.Tensor]]:
             yield [piece.double() * factor for piece, factor in zip(pieces, scale or (1.0, 1.0), strict=True)]
 
 
-class _Located:
-    """The tensors of a folder, by the parameters of a model that they are loaded into."""
-
-    def __init__(self, model: PreTrainedModel, folder: Path) -> None:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-
-        self.folder, self.index = folder, tensors.index(folder)
-        # Names in files may be those of an older release of the library, or without the prefix of a headless model.
-        mapping = get_model_conversion_mapping(model)
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        state, prefix = model.state_dict(), model.base_model_prefix
-        self.keys: defaultdict[str, list[str]] = defaultdict(list)
-        for key in sorted(self.index, key=dot_natural_key):
-            name, _ = rename_source_key(key, renamings, converters, prefix, state)
-            self.keys[key if name not in state and key in state else name].append(key)
-
-    def __getitem__(self, key: str) -> torch.Tensor:
-        return tensors.tensor(self.index, key)
-
-
-def _matching(old: _Located, new: _Located, name: str) -> tuple[list[str], list[str]]:
+def _matching(old: Located, new: Located, name: str) -> tuple[list[str], list[str]]:
     for side in (old, new):
         if name not in side.keys:
             raise OtherModelError(f"{side.folder} has no weights for {name}", "compare models with the same blocks")

@@ -11,13 +11,13 @@ from torch import nn
 
 from finetune_api.selection import ModuleKind
 from finetune_api.strategy import AdditiveOptions, StrategySpec
-from finetune_trainer import tensors
 from finetune_trainer.errors import UsageError
 from finetune_trainer.expansion import Expanded, NotExpandableError, expand
 from finetune_trainer.loaded import lies_in
 from finetune_trainer.strategies.base import ModelStrategy
 from finetune_trainer.strategies.selecting import hold_small
 from finetune_trainer.structure import Structure
+from finetune_trainer.tensors import Located
 from finetune_trainer.verification import TRAIN_MORE, VerificationError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Additive(ModelStrategy):
         super().__init__(spec)
         self._zeroed: list[str] = []
         self._untied: tuple[str, ...] = ()
+        self._model: PreTrainedModel
 
     @property
     def options(self) -> AdditiveOptions:
@@ -64,6 +65,7 @@ class Additive(ModelStrategy):
                 "set additive.head to true, or additive.blocks to at least 1",
             )
         hold_small(model, base.compute)
+        self._model = model
         return model
 
     def _expanded(self, base: Loaded) -> Expanded:
@@ -87,11 +89,10 @@ class Additive(ModelStrategy):
 
     def refuse_untrained(self, base: Path, delivered: Path) -> None:
         if self._zeroed:
-            same = not any(
-                tensor.norm() > 0 for tensor in _read(delivered, [f"{name}.weight" for name in self._zeroed])
-            )
+            weights = [f"{name}.weight" for name in self._zeroed]
+            same = not any(tensor.norm() > 0 for tensor in self._read(delivered, weights))
         elif self._untied:
-            head, embedding = _read(delivered, self._untied)
+            head, embedding = self._read(delivered, self._untied)
             same = not (head - embedding).norm() > 0
         else:
             super().refuse_untrained(base, delivered)
@@ -99,10 +100,10 @@ class Additive(ModelStrategy):
         if same:
             raise VerificationError("the delivered model does what its base does: what is new is as it was", TRAIN_MORE)
 
-
-def _read(folder: Path, names: Iterable[str]) -> Iterator[torch.Tensor]:
-    index = tensors.index(folder)
-    return (tensors.tensor(index, name) for name in names)
+    def _read(self, folder: Path, names: Iterable[str]) -> Iterator[torch.Tensor]:
+        """Tensors by the names of the model's parameters; in files they may have others."""
+        located = Located(self._model, folder)
+        return (located[key] for name in names for key in located.keys[name])
 
 
 @torch.no_grad()
