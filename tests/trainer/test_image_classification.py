@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Be
 
 from finetune_api.contract import Result
 from finetune_api.job import Attention
+from finetune_trainer.adapters import load_adapter
 from finetune_trainer.errors import DataError, StoppedError, UsageError
 from finetune_trainer.hardware import asked_attention
 from tests.support.images import (
@@ -52,8 +53,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ViT, Partial": ("ViT", "Partial", LAST_BLOCK),
     "ViT, LayerNorm": ("ViT", "LayerNorm", {}),
     "ViT, Green": ("ViT", "Green", {}),
+    "ViT, Adapter": ("ViT", "Adapter", {}),
+    "ViT, IA3": ("ViT", "IA3", {}),
+    "ViT, Additive": ("ViT", "Additive", {}),
     "ResNet, Full": ("ResNet", "Full", {}),
     "ResNet, Partial": ("ResNet", "Partial", LAST_BLOCK),
+    "ResNet, IA3 on convolutions": ("ResNet", "IA3", {"ia3": {"targetModules": ["convolution"]}}),
     "ResNet, LoRA on convolutions": ("ResNet", "LoRA", LAST_STAGE),
     "ResNet, Green": ("ResNet", "Green", {}),
     "timm's ViT, Full": ("timm's ViT", "Full", {}),
@@ -80,6 +85,8 @@ class Outcome:
         base = AutoModelForImageClassification.from_pretrained(
             self.root / "model", num_labels=3, ignore_mismatched_sizes=True
         )
+        if "peft_type" not in json.loads((self.delivered / "adapter_config.json").read_text()):
+            return load_adapter(base, self.delivered).eval()
         return PeftModel.from_pretrained(base, str(self.delivered)).eval()
 
 

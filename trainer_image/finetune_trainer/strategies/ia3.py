@@ -38,7 +38,7 @@ class IA3(PeftStrategy):
             target_modules=[*targets, *scaled_inputs],
             feedforward_modules=scaled_inputs,
             exclude_modules=list(base.fresh) or None,
-            modules_to_save=list(base.fresh) or None,
+            modules_to_save=_layers(base) or None,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.model.modules()),
         )
 
@@ -62,6 +62,15 @@ class IA3(PeftStrategy):
     def changes(self, tensors: dict[str, torch.Tensor]) -> bool:
         factors = [tensor for name, tensor in tensors.items() if "ia3_l" in name]
         return any(bool((tensor != 1).any()) for tensor in factors)
+
+
+def _layers(base: Loaded) -> list[str]:
+    """The single layers of what is new: PEFT cannot take IA3 apart again where a module of several is saved whole."""
+    return [
+        name
+        for name, module in base.model.named_modules()
+        if lies_in(name, base.fresh) and next(module.parameters(recurse=False), None) is not None
+    ]
 
 
 def keys_and_values(block: Block) -> list[str]:
