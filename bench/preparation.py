@@ -71,6 +71,7 @@ class Bench:
 
     def compare(self, kind: str, rows: int, pairs: int) -> None:
         data = self._data(kind, rows)
+        self.fresh()
         self.plain(data)  # the first run of all reads the libraries from disk
         ours, theirs = interleaved(lambda: self.ours(data), lambda: self.plain(data), pairs, self.fresh)
         report(

@@ -21,6 +21,7 @@ from finetune_trainer.data.preparation import Prepared, prepare
 from finetune_trainer.data.sources import NamedFile
 from finetune_trainer.errors import DataError
 from tests.data import tokenizers
+from tests.support.memory import Peak
 
 Write = Callable[[str, Any], NamedFile]
 EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
@@ -339,44 +340,39 @@ def test_no_process_is_left_when_the_work_is_broken_off(preparer: Preparer, data
     assert Path(children).read_text().split() == before
 
 
-MEMORY = """
-import re, sys, threading, time
+PREPARE = """
+import sys
 from pathlib import Path
 from finetune_api.job import DatasetSpec, TaskType
 from finetune_trainer.data.preparation import prepare
 from finetune_trainer.data.sources import NamedFile
 from tests.data import tokenizers
-import datasets, trl
-trl.pack_dataset
 
-def held():
-    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
-def watch():
-    while True:
-        peaks.append(held())
-        time.sleep(0.01)
-
-idle, peaks = held(), []
-threading.Thread(target=watch, daemon=True).start()
 file = NamedFile("s3://b/a.txt", Path(sys.argv[1]))
 prepare(
     [file], DatasetSpec(uri="s3://b/a.txt"), TaskType.CAUSAL_LM, tokenizers.words(tokenizers.CHATML),
-    max_length=512, seed=1, scratch=Path(sys.argv[2]), packing=True, processes=1,
+    max_length=512, seed=1, scratch=Path(sys.argv[2]), packing=True, processes=int(sys.argv[3]),
 )
-print(max(peaks) - idle)
 """
 
 
-def peak(rows: int, data_file: Write, scratch: Path) -> float:
-    """MiB of its own (mapped files are the page cache's) that preparing so many rows of 2,000 tokens takes."""
-    file = data_file(f"{rows}.txt", ("yes no train data " * 500 + "\n") * rows)
-    command = [sys.executable, "-c", MEMORY, str(file.path), str(scratch)]
+def peak(rows: int, words: int, processes: int, data_file: Write, scratch: Path) -> float:
+    """MiB that preparing so many rows takes in all processes together; mapped files are the page cache's."""
+    file = data_file(f"{rows}.txt", ("yes no train data " * (words // 4) + "\n") * rows)
+    command = [sys.executable, "-c", PREPARE, str(file.path), str(scratch), str(processes)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return float(subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout)
+    process = subprocess.Popen(command, env=environment)
+    with Peak(process.pid) as peak:
+        assert process.wait() == 0
+    return peak.most.anonymous / 2**20
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_dataset(data_file: Write, tmp_path: Path) -> None:
-    small, large = (peak(rows, data_file, tmp_path / str(rows)) for rows in (1_500, 6_000))
-    assert large - small < 40, f"{small:.0f} MiB for 3 million tokens, {large:.0f} MiB for 12 million"
+@pytest.mark.parametrize(
+    ("few", "many", "words", "processes"), [(1_500, 6_000, 2_000, 1), (20_000, 100_000, 20, 2)], ids=["long", "short"]
+)
+def test_memory_does_not_grow_with_the_dataset(
+    data_file: Write, tmp_path: Path, few: int, many: int, words: int, processes: int
+) -> None:
+    small, large = (peak(rows, words, processes, data_file, tmp_path / str(rows)) for rows in (few, many))
+    assert large - small < 40, f"{small:.0f} MiB for {few} rows, {large:.0f} MiB for {many}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import islice
@@ -217,3 +218,32 @@ def test_a_stream_without_max_steps_is_refused(tmp_path: Path) -> None:
         UsageError, match=r"spec\.hyperparameters\.maxSteps: how long a stream is shows only at its end"
     ):
         run(streamed(tmp_path, hyperparameters={"maxSteps": None}), tmp_path / "scratch")
+
+
+def losses(folder: Path, ranks: int, start: int, stop: int) -> list[float]:
+    """Of the steps after `start` of a run over so many processes."""
+    paths = os.pathsep.join(str(ROOT / part) for part in (".", "crds", "operator", "trainer_image"))
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    script = str(ROOT / "tests/trainer/stream_ranks.py")
+    done = subprocess.run(
+        [sys.executable, *launch, script, str(folder), str(start), str(stop)],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])["losses"]
+
+
+@pytest.mark.slow
+def test_processes_share_a_stream_and_go_on_in_another_number(tmp_path: Path) -> None:
+    for name, count in (("a", 9), ("b", 4)):
+        rows = [{"text": f"{name} {n} " + "what is the answer " * (n % 4)} for n in range(count)]
+        write_rows(tmp_path / "one/data" / f"{name}.jsonl", [*rows, {"text": ""}])
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    alone = losses(tmp_path / "one", 1, 0, 8)
+    together = losses(tmp_path / "two", 2, 0, 4)
+    assert together == pytest.approx(alone[:4], rel=1e-4)
+    assert losses(tmp_path / "two", 2, 4, 6) == pytest.approx(alone[4:6], rel=1e-4)
+    assert losses(tmp_path / "two", 1, 6, 8) == pytest.approx(alone[6:], rel=1e-4)

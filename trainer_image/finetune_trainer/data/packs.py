@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BIN_TOKENS = 2_000_000
 """Tokens among which rows are sought that fill a pack: more fill them no better, and these take 50 MB."""
+BIN_ROWS = 20_000
+"""Of short rows fewer tokens are looked at."""
 LENGTHS = "seq_lengths"
 """Column: the documents' lengths, in order."""
 PACK_COLUMNS = TEXT_COLUMNS.append(pa.field(LENGTHS, pa.list_(pa.int32())))
@@ -40,7 +42,7 @@ def pack(dataset: Dataset, max_length: int, file: Path, progress: Callable[[int]
     rows = 0
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, PACK_COLUMNS) as writer:
         source = dataset.select_columns(TEXT_COLUMNS.names).with_format("arrow")
-        for table in source.iter(ceil(BIN_TOKENS / tokens_per_row)):
+        for table in source.iter(min(ceil(BIN_TOKENS / tokens_per_row), BIN_ROWS)):
             writer.write_batch(_packed(table, max_length))
             rows += len(table)
             progress(rows)

@@ -16,6 +16,8 @@ SOURCE = "source"
 """Column: the number of the row in the files, from 0; the parts of a split text share it."""
 TOKENS_HELD = 1_000_000
 """Tokens gathered before they are written: 8 MB, and batches large enough to be read quickly."""
+ROWS_HELD = 10_000
+"""Of short rows fewer tokens are gathered: a row held costs more than its tokens."""
 TEXT_COLUMNS = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
 
 
@@ -33,7 +35,7 @@ class RowWriter:
         for sample in samples:
             self._held.append(sample | {SOURCE: source})
             self._tokens += len(sample["input_ids"])
-        if self._tokens >= TOKENS_HELD:
+        if self._tokens >= TOKENS_HELD or len(self._held) >= ROWS_HELD:
             self._flush()
 
     def _flush(self) -> None:

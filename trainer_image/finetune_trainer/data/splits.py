@@ -28,7 +28,7 @@ def held_out(sources: NDArray[np.int64], fraction: float, seed: int) -> list[int
     Raises:
         DataError: there is only one row.
     """
-    rows = sorted({int(source) for source in sources})
+    rows = np.unique(sources).tolist()
     return sorted(random.Random(seed).sample(rows, _share(len(rows), fraction)))
 
 

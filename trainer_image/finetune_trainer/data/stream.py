@@ -159,6 +159,7 @@ class Feed(IterableDataset[Sample]):
             "listing": self._stream.listing,
             "used": self._used_before + self._taken * self._ranks,
             "position": asdict(self._position),
+            "epoch": self.epoch,
             "tally": self.tally.state(),
             "notes": self.notes,
         }
@@ -166,7 +167,7 @@ class Feed(IterableDataset[Sample]):
     def resume(self, state: dict[str, Any]) -> None:
         """Go on where a state was taken; where the files have changed since, with the epoch after that one."""
         self._used_before, self._taken = state["used"], 0
-        self.notes = list(state["notes"])
+        self.epoch, self.notes = state["epoch"], list(state["notes"])
         self.tally.restore(state["tally"])
         self._position = Position.of(state["position"])
         if state["listing"] != self._stream.listing:
@@ -178,23 +179,30 @@ class Feed(IterableDataset[Sample]):
 
     def _samples(self, start: Position) -> Generator[Sample, None, None]:
         index = start.index - start.part
+        with closing(self._results(start)) as results:
+            for ticket, result in results:
+                # The row of which some parts were used is counted already.
+                if not (start.part and (ticket.bookmark, ticket.row) == (start.bookmark, start.row)):
+                    self._stream.count(result, self.tally)
+                if isinstance(result, Problem):
+                    self._must_be_of_use(ticket.bookmark.epoch)
+                    continue
+                index = index if ticket.index is None else ticket.index
+                for part, sample in enumerate(result.samples(), 1):
+                    if self._is_ours(index):
+                        self._position = Position(ticket.bookmark, ticket.row, part, index + 1)
+                        self._taken += 1
+                        self.epoch = ticket.epoch
+                        yield self._stream.trained(sample)
+                    index += 1
+
+    def _results(self, start: Position) -> Generator[tuple[Ticket, Any], None, None]:
+        """Every row that is encoded, with what became of it, in order."""
         with closing(self._tickets(start)) as source:
             tickets, copies = tee(source)
             with closing(self._encoded(ticket.item for ticket in copies)) as results:
                 for ticket, (_, result) in zip(tickets, results, strict=False):
-                    if not (start.part and (ticket.bookmark, ticket.row) == (start.bookmark, start.row)):
-                        self._stream.count(result, self.tally)
-                    if isinstance(result, Problem):
-                        self._must_be_of_use(ticket.bookmark.epoch)
-                        continue
-                    index = index if ticket.index is None else ticket.index
-                    for part, sample in enumerate(result.samples(), 1):
-                        if self._is_ours(index):
-                            self._position = Position(ticket.bookmark, ticket.row, part, index + 1)
-                            self._taken += 1
-                            self.epoch = ticket.epoch
-                            yield self._stream.trained(sample)
-                        index += 1
+                    yield ticket, result
 
     def _tickets(self, start: Position) -> Generator[Ticket, None, None]:
         """The rows that this rank has to encode: its own, if that can be told beforehand, else all."""
