@@ -9,6 +9,8 @@ from typing import Any
 from finetune_trainer.report.svg import scatter
 
 SHADE = "37,99,235"
+DARKEST = 0.6
+"""Opacity on which black numbers can still be read."""
 
 
 def predictions(evaluation: dict[str, Any]) -> str:
@@ -34,7 +36,7 @@ def _confusion(confusion: dict[str, Any]) -> str:
 
 
 def _shaded(count: int, total: int) -> str:
-    return f'<td style="background:rgba({SHADE},{count / max(total, 1):.2f})">{count}'
+    return f'<td style="background:rgba({SHADE},{DARKEST * count / max(total, 1):.2f})">{count}'
 
 
 def _rows(rows: Sequence[dict[str, Any]]) -> str:
