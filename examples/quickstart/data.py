@@ -6,7 +6,7 @@ import importlib
 import inspect
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 MODULES = """
@@ -64,11 +64,23 @@ def conversation(question: str, answer: str) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
+def topics() -> list[dict[str, str]]:
+    """Plain texts: the chapters of the language reference that `help()` shows."""
+    from pydoc_data.topics import topics as texts
+
+    return [{"text": text.strip()} for _, text in sorted(texts.items())]
+
+
 def write(folder: Path, held_out: int = 32, limit: int = 1200) -> tuple[Path, Path]:
-    """Write train.jsonl and validation.jsonl; the first `held_out` rows are never trained on."""
+    """Write train.jsonl and validation.jsonl, whose rows are never trained on, and topics.jsonl with plain texts."""
     rows = pairs()[: limit + held_out]
     folder.mkdir(parents=True, exist_ok=True)
     files = folder / "train.jsonl", folder / "validation.jsonl"
     for path, part in zip(files, (rows[held_out:], rows[:held_out]), strict=True):
-        path.write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+        _write(path, part)
+    _write(folder / "topics.jsonl", topics())
     return files
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

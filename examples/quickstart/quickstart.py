@@ -19,6 +19,7 @@ SOURCES = {
     "model": "s3://models/smollm2-135m-instruct/",
     "data/train.jsonl": "s3://datasets/python-docs/train.jsonl",
     "data/validation.jsonl": "s3://datasets/python-docs/validation.jsonl",
+    "data/topics.jsonl": "s3://datasets/python-docs/topics.jsonl",
 }
 """What is put into the bucket, from where in STATE/quickstart to where."""
 
