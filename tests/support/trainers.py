@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from finetune_api.strategy import StrategySpec
+from finetune_trainer.learning import LeanRecomputationCallback
 from finetune_trainer.loaded import Loaded
 from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import strategy_of
@@ -75,6 +76,7 @@ def a_trainer(
     args = TrainingArguments(output_dir=str(folder), **settings | arguments)
     trainer = trainer_class(model=prepared, args=args, train_dataset=rows)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(LeanRecomputationCallback())
     # Some of the models take the number of labels and ignore it; then nobody would divide by the accumulation.
     trainer.model_accepts_loss_kwargs = False
     trainer.learning = learning

@@ -7,9 +7,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from finetune_trainer import verification
+from finetune_trainer.strategies.base import save_model
 from finetune_trainer.verification import VerificationError
+from tests.support.architectures import tiny_llama
 from tests.support.jobs import a_job, a_session, run
 
 PROBE = {"input_ids": torch.arange(4, 44)[None]}
@@ -83,3 +86,14 @@ def test_answers_that_are_no_numbers_are_not_the_same():
     answer = torch.ones(1, 2, 3)
     with pytest.raises(VerificationError):
         verification.same(answer, answer * float("nan"), torch.float32, "s3://b/x")
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_a_model_saved_in_few_bits_answers_as_the_one_that_loads_from_the_file(tmp_path, stored):
+    model = tiny_llama()
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    save_model(model, tmp_path, stored)
+    assert torch.equal(model.model.rotary_emb.inv_freq, frequencies)
+    again = LlamaForCausalLM.from_pretrained(tmp_path, dtype=stored)
+    assert {parameter.dtype for parameter in again.parameters()} == {stored}
+    assert torch.equal(verification.logits(model, PROBE), verification.logits(again, PROBE))

@@ -15,6 +15,7 @@ from finetune_api.job import StrategySpec
 from finetune_trainer.verification import ADVICE, VerificationError, differs_from
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
 
     from finetune_trainer.loaded import Loaded
@@ -151,10 +152,26 @@ class AdapterStrategy(Strategy):
 
 
 def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-    """Write a whole model in shards of safetensors, its floating point weights in dtype; the model is cast in place."""
-    model.to(dtype)
+    """Write a whole model in shards of safetensors, its floating point weights in dtype; they are cast in place."""
+    _cast_saved(model, dtype)
     model.config.dtype = dtype
     # Turned off for training only; who loads the model wants to generate with it.
     if model.can_generate():
         model.config.use_cache = True
     model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _cast_saved(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what a file would hold, and not what is computed when a model is built.
+
+    Rotary frequencies, for one, are not saved and always float32: rounded, they would turn the model into another than
+    the one that loads from the file.
+    """
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                setattr(module, name, buffer.to(dtype))
