@@ -88,8 +88,8 @@ def arm(trainer: CheckpointingTrainer, kill: str) -> None:
         return
     submit = trainer.checkpoints.submit
 
-    def submit_and_die(at: int, folder: Path, best: int | None) -> None:
-        submit(at, folder, best)
+    def submit_and_die(at: int, *rest: object) -> None:
+        submit(at, *rest)
         if at == int(step):
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -18,7 +18,8 @@ from finetune_trainer.angle import to_json as angles_to_json
 from finetune_trainer.callbacks import trained_seconds
 from finetune_trainer.checkpoints import Checkpoints, Manifest
 from finetune_trainer.checkpoints.catalog import CorruptCheckpointError
-from finetune_trainer.checkpoints.trainer import WEIGHTS_FILE
+from finetune_trainer.checkpoints.gang import gang_of
+from finetune_trainer.checkpoints.trainer import WEIGHTS
 from finetune_trainer.errors import DivergedError, StoppedError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.course import why_to_stop
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from finetune_trainer.tasks.trainer import JobTrainer
 
 Restored = tuple[CheckpointRef, Path]
+SLOW_UPLOAD_SECONDS = 5.0
 
 
 class Trained(NamedTuple):
@@ -101,7 +103,18 @@ def _checkpoints(context: Context, store: Store, output: Output, base_digest: st
         # Asked at every commit: the one setting that may change under a running job.
         keep=lambda: load_job(context.job_file).spec.checkpoint.keep,
         on_commit=lambda checkpoint: context.reporter.update(checkpoint=checkpoint),
+        on_wait=lambda seconds: _tell_wait(context, seconds),
+        gang=gang_of(context),
     )
+
+
+def _tell_wait(context: Context, seconds: float) -> None:
+    """Say that the training waits for the upload of a checkpoint, once it is worth a word."""
+    context.reporter.beat()
+    if seconds >= SLOW_UPLOAD_SECONDS and not context.stop.requested:
+        context.reporter.warn(
+            "training waits for the upload of checkpoints; a larger checkpoint.everySteps makes it wait less"
+        )
 
 
 def _before(context: Context, session: Session, output: Output) -> Measured:
@@ -189,7 +202,7 @@ def _take_best(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) 
     checkpoints.wait()
     context.reporter.stage(Stage.EVALUATING, f"fetching step {best}, the best one")
     try:
-        trainer.take_weights(checkpoints.fetch(best, WEIGHTS_FILE, context.scratch / "best"))
+        trainer.take_weights(checkpoints.fetch(best, WEIGHTS, context.scratch / "best"))
     except CorruptCheckpointError as error:
         context.reporter.warn(f"step {best} was the best, but step {last} is delivered: {error.message}")
         return last

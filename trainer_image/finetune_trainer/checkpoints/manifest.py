@@ -10,6 +10,7 @@ from finetune_api.common import Message
 from finetune_api.contract import CheckpointRef
 
 MANIFEST_FILE = "manifest.json"
+TENSORS_SUFFIX = ".safetensors"
 STEP_FOLDER = re.compile(r"/step-(\d{8})/")
 
 
@@ -19,6 +20,7 @@ class FileEntry(Message):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     size: int = Field(ge=0, description="Bytes.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rank: int | None = Field(None, description="Whose part of the state it is; None: every rank needs it.")
 
 
 class Manifest(Message):
@@ -48,6 +50,12 @@ class Manifest(Message):
         except ValidationError:
             return None
         return manifest if manifest.files else None
+
+    def needed_by(self, ranks: range, world_size: int) -> list[FileEntry]:
+        """The files that these ranks of so many need: of the parts their own, or all where they are divided anew."""
+        if world_size != self.world_size:
+            return self.files
+        return [file for file in self.files if file.rank is None or file.rank in ranks]
 
 
 def step_uri(root: str, step: int) -> str:
