@@ -95,6 +95,7 @@ def folder_of(root: str, step: int) -> Path:
     return Path(root.removeprefix("file://")) / f"step-{step:08d}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_bucket_that_fails_a_twentieth_of_all_requests_and_is_then_away(tmp_path, undisturbed, proxy, bucket, seed):
     root = f"s3://{bucket}/out/checkpoints"
@@ -108,6 +109,7 @@ def test_a_bucket_that_fails_a_twentieth_of_all_requests_and_is_then_away(tmp_pa
     assert digest == undisturbed
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_slower_than_training_is_waited_for(tmp_path, undisturbed, proxy, bucket, monkeypatch):
     waits: list[float] = []
     kept: list[CheckpointingTrainer] = []
@@ -151,13 +153,14 @@ def test_a_volume_that_is_full_ends_the_run_with_its_name_and_keeps_the_checkpoi
 ):
     root, hog = f"file://{small_disk}/checkpoints", small_disk / "hog"
 
-    def fill() -> None:
+    def fill_beside(trainer: CheckpointingTrainer) -> None:
+        trainer.checkpoints.wait()
         with hog.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(4096))
 
     with pytest.raises(DiskFullError, match=r"checkpoint of step 6: .*small.* is full") as caught:
-        run(root, tmp_path / "scratch", 1, at(5, fill))
+        run(root, tmp_path / "scratch", 1, lambda trainer: at(5, lambda: fill_beside(trainer))(trainer))
     assert caught.value.exit_code == 69
     assert "spec.output.uri more room" in caught.value.advice
     assert steps(root) == [3]

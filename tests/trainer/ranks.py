@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, DistributedType
+from peft import LoraConfig, get_peft_model
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -103,7 +104,7 @@ def build(output: Path, kind: str, case: dict[str, Any]) -> PlainTrainer:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        tie_word_embeddings=False, use_cache=False,
+        tie_word_embeddings=False, use_cache=False, attention_dropout=case.get("dropout", 0.0),
     )  # fmt: skip
     accumulate, ranks = case.get("accumulate", 1), 1 if kind == "one" else 2
     sharded = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
@@ -116,15 +117,19 @@ def build(output: Path, kind: str, case: dict[str, Any]) -> PlainTrainer:
         activation_checkpointing_kwargs={"use_reentrant": False}, **(sharded if kind == "fsdp" else {}),
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    if case.get("lora"):
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", r=4, lora_dropout=0.1))
     trainer = PlainTrainer(model, arguments, train_dataset=rows())
-    trainer.learning = frozenset(name for name, _ in model.named_parameters())
+    trainer.learning = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    trainer.checkpoints = checkpoints_in(output, arguments)
     values = Hyperparameters.from_wire({"learningRate": 1e-2, "layerDecay": 0.8})
     trainer.rates = peak_rates(model, trainer.learning, values)
+    if case.get("lora"):
+        return trainer
     options = Unfreezing.from_wire({"everySteps": EVERY})
     schedule = stages(model, trainer.learning, set(), options)
     trainer.add_callback(UnfreezingCallback(schedule, options, Reporter(rank=arguments.process_index)))
     allow_pauses(trainer)
-    trainer.checkpoints = checkpoints_in(output, arguments)
     return trainer
 
 
@@ -134,7 +139,7 @@ def checkpoints_in(output: Path, arguments: TrainingArguments) -> Checkpoints:
     gang = Ranks(rank, size, range(size)) if size > 1 else Alone()
     identity = Manifest(step=0, job="tiny", uid="u", attempt=1, world_size=size, base_digest="b")
     root = f"file://{output}/bucket/checkpoints"
-    return Checkpoints(Store.connect({}), root, identity, keep=lambda: 1, on_commit=lambda ref: None, gang=gang)
+    return Checkpoints(Store.connect({}), root, identity, keep=lambda: 2, on_commit=lambda ref: None, gang=gang)
 
 
 def digest(trainer: PlainTrainer) -> str:
