@@ -14,6 +14,8 @@ from finetune_api import contract
 from finetune_api.contract import Result, TerminationMessage
 from finetune_api.job import FineTuneJob
 
+JOBS = "TEST_JOBS"
+"""Names the folder with a file for each job, where there are several."""
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240
 """For a run of some seconds; a busy machine takes many times that for the imports alone."""
@@ -98,3 +100,13 @@ def train(job: FineTuneJob, folder: Path, **gang: int | str) -> Result:
     assert not any(codes), "\n".join(pod.log[-6000:] for pod in pods)
     (result,) = [pod.message.result for pod in pods if pod.message.result]
     return result
+
+
+def train_all(jobs: dict[str, FineTuneJob], folder: Path, **gang: int) -> None:
+    """Train several jobs one after the other, by the same ranks."""
+    files = folder / "jobs"
+    files.mkdir(parents=True)
+    for name, job in jobs.items():
+        (files / f"{name}.json").write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    os.environ[JOBS] = str(files)
+    train(next(iter(jobs.values())), folder, entry="tests.trainer.gang_entries:several", **gang)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,10 @@ from transformers import set_seed
 
 from finetune_api.contract import Stage
 from finetune_api.job import Weights
+from finetune_api.run import Sharding
 from finetune_trainer.arguments import common_arguments, global_batch, refuse_what_cannot_work
 from finetune_trainer.callbacks import CourseCallback, ProgressCallback, StopCallback, StopwatchCallback
+from finetune_trainer.choosing import Size, can_shard, choose_sharding, device_bytes, held_bytes
 from finetune_trainer.collectives import assemble, first_says, in_turn
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.stream import Stream
@@ -21,6 +24,8 @@ from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import BaseFiles, fetch_beside, fetch_dataset, fetch_model
 from finetune_trainer.learning import LeanRecomputationCallback, allow_pauses, await_what_learns
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
+from finetune_trainer.quantization import store_as
+from finetune_trainer.sharding import keep_off_device, shard
 from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import Strategy, strategy_of
 from finetune_trainer.tasks import Inputs, Task, task_of
@@ -46,6 +51,7 @@ class Session:
         config: the base's configuration as it was read, with what the spec and the data have changed.
         processor: tokenizer or image processor, delivered beside the weights.
         parameters: (trainable, all).
+        sharding: how several ranks hold the model; None where there is one rank.
     """
 
     base: BaseFiles
@@ -56,6 +62,7 @@ class Session:
     processor: Any
     prepared: Prepared
     parameters: tuple[int, int]
+    sharding: Sharding | None
     trainer: JobTrainer
 
 
@@ -107,8 +114,29 @@ class Start:
         self.context.stop.check()
         parameters = parameter_counts(loaded.model)
         self._tell(parameters)
-        trainer = self._trainer(loaded, prepared)
-        return Session(base, config, self.compute, self.strategy, task, processor, prepared, parameters, trainer)
+        sharding = self._sharding(loaded, parameters)
+        trainer = self._trainer(loaded, prepared, sharding)
+        return Session(
+            base, config, self.compute, self.strategy, task, processor, prepared, parameters, sharding, trainer
+        )
+
+    def rebuild(self, session: Session) -> PreTrainedModel:
+        """The model as it was before training, whole, for what training has learned to be put into it."""
+        return self._model(session.base, copy.deepcopy(session.config)).model
+
+    def _sharding(self, loaded: Loaded, parameters: tuple[int, int]) -> Sharding | None:
+        """How several ranks share the work, the same on all; None where there is one rank."""
+        context, spec, compute = self.context, self.context.job.spec, self.compute
+        if context.world_size == 1:
+            return None
+        trainable, total = parameters
+        held = held_bytes(spec.strategy.type, self.strategy.weights_dtype(compute.dtype))
+        size = Size(total, trainable, held)
+        processes = spec.resources.processes_per_node or 1
+        sharding = first_says(lambda: choose_sharding(spec, size, device_bytes(compute.hardware, processes)))
+        words = "replicated (DDP)" if sharding is Sharding.DDP else "in shards (FSDP)"
+        context.reporter.stage(Stage.LOADING, f"{context.world_size} ranks hold the model {words}")
+        return sharding
 
     def _prepare(self) -> Prepared:
         context = self.context
@@ -131,7 +159,9 @@ class Start:
         context.stop.check()
         spec = context.job.spec
         context.reporter.stage(Stage.LOADING, spec.model.uri)
-        dtype = self.compute.dtype
+        dtype, quantization = self.compute.dtype, strategy.quantization(self.compute.dtype)
+        if quantization is not None and context.world_size > 1 and can_shard(spec):
+            store_as(quantization, dtype)
         # What the base does not have is drawn here, and then an adapter's first values.
         set_seed(spec.hyperparameters.seed)
         loaded = self.task.load(
@@ -141,7 +171,7 @@ class Start:
                 config,
                 dtype=strategy.weights_dtype(dtype),
                 attention=self.compute.attention,
-                quantization=strategy.quantization(dtype),
+                quantization=quantization,
             )
         )
         loaded = replace(loaded, compute=dtype, device=self.compute.hardware.device_of(context.local_rank))
@@ -170,9 +200,11 @@ class Start:
             prepared.append(strategy.prepare(loaded))
         return prepared[0]
 
-    def _trainer(self, loaded: Loaded, prepared: Prepared) -> JobTrainer:
+    def _trainer(self, loaded: Loaded, prepared: Prepared, sharding: Sharding | None) -> JobTrainer:
         context, task, spec, model = self.context, self.task, self.context.job.spec, loaded.model
         common = common_arguments(spec, prepared, self.compute, context.scratch, context.world_size)
+        if sharding is Sharding.FSDP:
+            keep_off_device(model)
         watch = Watch.of(spec.evaluation) if spec.output.weights is Weights.BEST else None
         # First: the others are told the epoch that it knows.
         callbacks = [StreamCallback()] if isinstance(prepared.train, Stream) else []
@@ -189,7 +221,12 @@ class Start:
         trainer.learning, trainer.watch = learning, watch
         trainer.rates = peak_rates(model, learning, spec.hyperparameters)
         trainer.undecayed = spared(model, spec.hyperparameters.no_weight_decay)
-        await_what_learns(trainer, task.probe)
+        if sharding is Sharding.FSDP:
+            assert spec.distributed.fsdp is not None, "a resolved job has its options"
+            shard(model, spec.distributed.fsdp, self.compute, context.world_size)
+            trainer.adopt_shards()
+        else:
+            await_what_learns(trainer, task.probe)
         self._unfreeze(trainer, loaded)
         self.strategy.attach(trainer)
         return trainer
