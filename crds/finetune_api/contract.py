@@ -240,6 +240,7 @@ class TerminationMessage(Message):
     cause: Cause | None = Field(None, description="Absent when the pod ended with OK.")
     message: str = Field("", description="What happened, in one or two sentences that name field, file or line.")
     advice: str = Field("", description="What to do about it.")
+    log: str = Field("", description="The last lines of the log that belong to it, as far as there is room.")
     rank: int | None = Field(None, description="The global rank that was the culprit, where one was.")
     attempt: int = 1
     step: int | None = None
