@@ -9,14 +9,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 
-from finetune_trainer.learning import plainly_named
+from finetune_trainer.learning import let_go, plainly_named
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether any parameter of the model is in shards."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    """Whether the model is held in shards, be some of it gathered at the moment or not."""
+    return isinstance(model, FSDPModule)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -49,6 +50,7 @@ def trainable_state(model: nn.Module, learning: Collection[str]) -> dict[str, to
     Args:
         learning: names of all parameters that ever learn; at the moment some of them may be frozen.
     """
+    let_go(model)
     state = {name: parameter.detach() for name, parameter in plainly_named(model) if name in learning}
     for prefix, module in model.named_modules():
         lead = f"{prefix}." if prefix else ""

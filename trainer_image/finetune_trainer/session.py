@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from finetune_api.job import Weights
 from finetune_api.run import Sharding
 from finetune_trainer.arguments import common_arguments, global_batch, refuse_what_cannot_work
 from finetune_trainer.callbacks import CourseCallback, ProgressCallback, StopCallback, StopwatchCallback
-from finetune_trainer.choosing import Size, can_shard, choose_sharding, device_bytes, held_bytes
+from finetune_trainer.choosing import Size, choose_sharding, device_bytes, held_bytes
 from finetune_trainer.collectives import assemble, first_says, in_turn
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.stream import Stream
@@ -24,8 +25,9 @@ from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import BaseFiles, fetch_beside, fetch_dataset, fetch_model
 from finetune_trainer.learning import LeanRecomputationCallback, allow_pauses, await_what_learns
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
+from finetune_trainer.preview import preview
 from finetune_trainer.quantization import store_as
-from finetune_trainer.sharding import keep_off_device, shard
+from finetune_trainer.sharding import keep_off_device, loading_once_a_node, shard
 from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import Strategy, strategy_of
 from finetune_trainer.tasks import Inputs, Task, task_of
@@ -110,11 +112,11 @@ class Start:
             task.configure(config)
             self.strategy.gather(partial(fetch_beside, self.context, self.store), base.folder)
         assemble(self.context, cuda=self.compute.hardware.cuda)
-        loaded = self._model(base, config)
+        sharding = self._sharding(base)
+        loaded = self._model(base, config, sharding)
         self.context.stop.check()
         parameters = parameter_counts(loaded.model)
         self._tell(parameters)
-        sharding = self._sharding(loaded, parameters)
         trainer = self._trainer(loaded, prepared, sharding)
         return Session(
             base, config, self.compute, self.strategy, task, processor, prepared, parameters, sharding, trainer
@@ -122,18 +124,22 @@ class Start:
 
     def rebuild(self, session: Session) -> PreTrainedModel:
         """The model as it was before training, whole, for what training has learned to be put into it."""
-        return self._model(session.base, copy.deepcopy(session.config)).model
+        return self._model(session.base, copy.deepcopy(session.config), sharding=None).model
 
-    def _sharding(self, loaded: Loaded, parameters: tuple[int, int]) -> Sharding | None:
+    def _sharding(self, base: BaseFiles) -> Sharding | None:
         """How several ranks share the work, the same on all; None where there is one rank."""
         context, spec, compute = self.context, self.context.job.spec, self.compute
         if context.world_size == 1:
             return None
-        trainable, total = parameters
-        held = held_bytes(spec.strategy.type, self.strategy.weights_dtype(compute.dtype))
-        size = Size(total, trainable, held)
         processes = spec.resources.processes_per_node or 1
-        sharding = first_says(lambda: choose_sharding(spec, size, device_bytes(compute.hardware, processes)))
+
+        def choose() -> Sharding:
+            seen = preview(spec, base.folder)
+            held = held_bytes(spec.strategy.type, self.strategy.weights_dtype(compute.dtype))
+            size = Size(seen.total, seen.trainable, held)
+            return choose_sharding(spec, size, device_bytes(compute.hardware, processes))
+
+        sharding = first_says(choose)
         words = "replicated (DDP)" if sharding is Sharding.DDP else "in shards (FSDP)"
         context.reporter.stage(Stage.LOADING, f"{context.world_size} ranks hold the model {words}")
         return sharding
@@ -153,27 +159,29 @@ class Start:
             context.reporter.warn(warning)
         return prepared
 
-    def _model(self, base: BaseFiles, config: PretrainedConfig) -> Loaded:
-        """The base as the strategy has prepared it."""
+    def _model(self, base: BaseFiles, config: PretrainedConfig, sharding: Sharding | None) -> Loaded:
+        """The base as the strategy has prepared it; without its weights on ranks that get them with their shards."""
         context, strategy = self.context, self.strategy
         context.stop.check()
         spec = context.job.spec
         context.reporter.stage(Stage.LOADING, spec.model.uri)
         dtype, quantization = self.compute.dtype, strategy.quantization(self.compute.dtype)
-        if quantization is not None and context.world_size > 1 and can_shard(spec):
+        if quantization is not None and sharding is Sharding.FSDP:
             store_as(quantization, dtype)
+        once_a_node = sharding is Sharding.FSDP and quantization is None
         # What the base does not have is drawn here, and then an adapter's first values.
         set_seed(spec.hyperparameters.seed)
-        loaded = self.task.load(
-            Source(
-                base.folder,
-                spec.model,
-                config,
-                dtype=strategy.weights_dtype(dtype),
-                attention=self.compute.attention,
-                quantization=quantization,
+        with loading_once_a_node() if once_a_node else nullcontext():
+            loaded = self.task.load(
+                Source(
+                    base.folder,
+                    spec.model,
+                    config,
+                    dtype=strategy.weights_dtype(dtype),
+                    attention=self.compute.attention,
+                    quantization=quantization,
+                )
             )
-        )
         loaded = replace(loaded, compute=dtype, device=self.compute.hardware.device_of(context.local_rank))
         model = self._prepared_model(loaded)
         hold_frozen_statistics(model)
@@ -223,7 +231,7 @@ class Start:
         trainer.undecayed = spared(model, spec.hyperparameters.no_weight_decay)
         if sharding is Sharding.FSDP:
             assert spec.distributed.fsdp is not None, "a resolved job has its options"
-            shard(model, spec.distributed.fsdp, self.compute, context.world_size)
+            shard(model, spec.distributed.fsdp, self.compute, context)
             trainer.adopt_shards()
         else:
             await_what_learns(trainer, task.probe)
