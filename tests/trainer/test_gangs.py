@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_api.contract import Result
-from finetune_api.job import FineTuneJob
+from finetune_api.job import FineTuneJob, StrategyType
 from tests.support import gangs
 from tests.support.jobs import a_job, run
 from tests.trainer.gang_entries import STOPPED
@@ -40,6 +40,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "head": ("LoRA", "SequenceClassification", {"hyperparameters": {"maxSteps": 10}, **NO_DROPOUT}),
 }
 """Strategy, task, and what else there is of a job."""
+STRATEGIES = {strategy for strategy, *_ in CASES.values()}
 WAYS = {
     "ddp": {"sharding": "DDP"},
     "fsdp": {"sharding": "FSDP"},
@@ -49,40 +50,48 @@ DISTURBED = {
     "checkpoint": {"everySteps": 3},
     **EVALUATED,
 }
-MORE: dict[str, tuple[str, str, dict[str, Any]]] = {
-    f"{way}-{name}": ("Full", "CausalLM", {**DISTURBED, "distributed": sharding})
-    for way, sharding in WAYS.items()
-    for name in ("undisturbed", STOPPED)
-} | {
-    "ddp-early": (
-        "Full",
-        "Instruction",
-        {
-            **EVALUATED,
-            "hyperparameters": {"maxSteps": 40, "learningRate": 0.1},
-            "evaluation": {"everySteps": 2, "samples": 0, "earlyStopping": {"patience": 2}},
-            "distributed": WAYS["ddp"],
-        },
-    ),
-    "fsdp-offloaded": (
-        "Full",
-        "Instruction",
-        {
-            "hyperparameters": {"maxSteps": 3},
-            "distributed": {**WAYS["fsdp"], "fsdp": {"reshardAfterForward": False, "cpuOffload": True}},
-        },
-    ),
-    "fsdp-prompts": ("PromptTuning", "Instruction", {"hyperparameters": {"maxSteps": 4}, **EVALUATED}),
-    "fsdp-bottlenecks": ("Adapter", "Instruction", {"hyperparameters": {"maxSteps": 4}, **EVALUATED}),
-}
-for _name in ("fsdp-prompts", "fsdp-bottlenecks"):
-    MORE[_name][2]["distributed"] = WAYS["fsdp"]
+MORE: dict[str, tuple[str, str, dict[str, Any]]] = (
+    {
+        f"{way}-{name}": ("Full", "CausalLM", {**DISTURBED, "distributed": sharding})
+        for way, sharding in WAYS.items()
+        for name in ("undisturbed", STOPPED)
+    }
+    | {
+        "ddp-early": (
+            "Full",
+            "Instruction",
+            {
+                **EVALUATED,
+                "hyperparameters": {"maxSteps": 40, "learningRate": 0.1},
+                "evaluation": {"everySteps": 2, "samples": 0, "earlyStopping": {"patience": 2}},
+                "distributed": WAYS["ddp"],
+            },
+        ),
+        "fsdp-offloaded": (
+            "Full",
+            "Instruction",
+            {
+                "hyperparameters": {"maxSteps": 3},
+                "distributed": {**WAYS["fsdp"], "fsdp": {"reshardAfterForward": False, "cpuOffload": True}},
+            },
+        ),
+    }
+    | {
+        f"fsdp-{strategy.value}": (
+            strategy.value,
+            "Instruction",
+            {"hyperparameters": {"maxSteps": 4}, **EVALUATED, "distributed": WAYS["fsdp"]},
+        )
+        for strategy in StrategyType
+        if strategy.value not in STRATEGIES
+    }
+)
 
 
 def gang_job(root: Path, ranks: int, case: tuple[str, str, dict[str, Any]], **more: Any) -> FineTuneJob:
     """The same rows in every step, however many ranks divide them."""
     strategy, task, spec = case
-    spec = {**PLAIN, **spec, **more}
+    spec = {**PLAIN, **spec, **more, **({"select": {"layers": {"last": 1}}} if strategy == "Partial" else {})}
     micro_steps = spec.get("hyperparameters", {}).get("gradientAccumulationSteps", 1)
     hyper = {
         "epochs": 100,

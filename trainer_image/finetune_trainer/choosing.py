@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import torch
 from finetune_api.hyperparameters import Optimizer
 from finetune_api.run import Sharding
 from finetune_api.strategy import StrategyType
+from finetune_trainer.memory import memory_limit
 
 if TYPE_CHECKING:
     from finetune_api.job import FineTuneJobSpec
@@ -48,14 +48,11 @@ class Size:
 
 
 def choose_sharding(spec: FineTuneJobSpec, size: Size, device: int) -> Sharding:
-    """DDP or FSDP, for a run of several ranks.
+    """DDP or FSDP, for a run of several ranks that leaves the choice to us.
 
     Args:
         device: bytes of memory that a rank has to itself on its device.
     """
-    asked = spec.distributed.sharding
-    if asked is not Sharding.AUTO:
-        return asked
     if not can_shard(spec):
         return Sharding.DDP
     fits = size.state_bytes(spec.hyperparameters.optimizer) <= USABLE * device
@@ -63,9 +60,7 @@ def choose_sharding(spec: FineTuneJobSpec, size: Size, device: int) -> Sharding:
 
 
 def can_shard(spec: FineTuneJobSpec) -> bool:
-    """Whether the job may be sharded: it does not ask for DDP, nor for what the API refuses together with FSDP."""
-    if spec.distributed.sharding is Sharding.DDP:
-        return False
+    """Whether the job asks for nothing that the API refuses together with FSDP."""
     values, select = spec.hyperparameters, spec.strategy.select
     whole = values.optimizer in (Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT) or values.torch_compile
     return not whole and (select is None or select.fisher is None)
@@ -80,4 +75,4 @@ def device_bytes(hardware: Hardware, processes: int) -> int:
     """Memory that this rank has to itself: its GPU's, or its share of the pod's."""
     if hardware.cuda:
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // processes
+    return memory_limit() // processes

@@ -139,7 +139,8 @@ class Start:
             size = Size(seen.total, seen.trainable, held)
             return choose_sharding(spec, size, device_bytes(compute.hardware, processes))
 
-        sharding = first_says(choose)
+        asked = spec.distributed.sharding
+        sharding = first_says(choose) if asked is Sharding.AUTO else asked
         words = "replicated (DDP)" if sharding is Sharding.DDP else "in shards (FSDP)"
         context.reporter.stage(Stage.LOADING, f"{context.world_size} ranks hold the model {words}")
         return sharding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +12,8 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.contract import CheckpointRef, OutputRef, Result, Stage
-from finetune_trainer import collectives, verification
+from finetune_api.run import Sharding
+from finetune_trainer import collectives
 from finetune_trainer.angle import FILE as ANGLES_FILE
 from finetune_trainer.angle import Angle, OtherModelError
 from finetune_trainer.angle import measure as measure_angles
@@ -24,8 +26,7 @@ from finetune_trainer.checkpoints.trainer import WEIGHTS_FILE
 from finetune_trainer.errors import DivergedError, StoppedError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.course import why_to_stop
-from finetune_trainer.export import Exporter
-from finetune_trainer.gathering import gathered, is_sharded, put, trainable_state
+from finetune_trainer.export import Exporter, collect
 from finetune_trainer.report import Report, card, page
 from finetune_trainer.result import Output, samples, versions
 from finetune_trainer.runtime import load_job
@@ -87,35 +88,13 @@ def _run(context: Context, store: Store, output: Output) -> Result | None:
     finally:
         checkpoints.close()
     after = _measure(context, session, "the tuned model")
-    _gather(context, start, session)
+    if session.sharding is Sharding.FSDP:
+        context.reporter.stage(Stage.EXPORTING, "gathering the shards")
+        collect(session, partial(start.rebuild, session))
     if not context.is_main:
         # Done: what is delivered is rank 0's to write, and its node ends with OK only when it has.
         return None
     return _deliver(context, store, session, output, trained, before=before, after=after)
-
-
-def _gather(context: Context, start: Start, session: Session) -> None:
-    """Have the whole model on rank 0, where it is in shards: what was trained, in a model that is built anew.
-
-    Raises:
-        VerificationError: it does not answer as the one in shards.
-    """
-    trainer = session.trainer
-    if not is_sharded(trainer.model):
-        return
-    context.reporter.stage(Stage.EXPORTING, "gathering the shards")
-    probe = session.task.probe(trainer.model)
-    with trainer.accelerator.autocast():
-        expected = verification.logits(trainer.model, probe)
-    state = gathered(trainable_state(trainer.model, trainer.learning))
-    if not context.is_main:
-        return
-    model = start.rebuild(session)
-    for name, tensor in trainable_state(model, trainer.learning).items():
-        put(tensor, state[name])
-    probe = {name: tensor.to(model.device) for name, tensor in probe.items()}
-    verification.same(expected, verification.logits(model, probe), session.compute.dtype, "the gathered model")
-    trainer.model = model
 
 
 def _checkpoints(context: Context, store: Store, output: Output, base_digest: str) -> Checkpoints:
