@@ -30,7 +30,7 @@ from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.seaweed import Seaweed
 from finetune_trainer.checkpoints import Checkpoints, Manifest
-from finetune_trainer.checkpoints.trainer import trainable_state
+from finetune_trainer.gathering import trainable_state
 from finetune_trainer.storage import Store
 from finetune_trainer.tasks.trainer import JobTrainer
 

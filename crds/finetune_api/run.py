@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from finetune_api.affinity import Affinity, Toleration
-from finetune_api.common import As, Message, cel, form, not_yet, only, ruled, rules
+from finetune_api.common import As, Message, cel, form, not_yet, ruled, rules
 from finetune_api.names import LABELS, LabelValue, ObjectName
 from finetune_api.pod import PodTemplate
 
@@ -43,24 +43,21 @@ class Resources(Message):
             "!has(self.gpuProduct) || self.gpusPerNode > 0",
             "resources.gpuProduct needs a GPU; set resources.gpusPerNode, or remove it",
             at=".gpuProduct",
-        )
+        ),
+        cel(
+            "!has(self.processesPerNode) || self.gpusPerNode == 0 || self.processesPerNode == self.gpusPerNode",
+            "every GPU has one process; remove resources.processesPerNode, or set it to resources.gpusPerNode",
+            at=".processesPerNode",
+        ),
     )
 
-    nodes: int = Field(
-        1,
+    nodes: int = Field(1, ge=1, le=1024, description="Number of pods.")
+    gpus_per_node: int = Field(0, ge=0, le=64, description="GPUs of a pod, one process each; 0: on the CPU.")
+    processes_per_node: int | None = Field(
+        None,
         ge=1,
-        le=1024,
-        description="Number of pods.",
-        json_schema_extra=rules(cel("self == 1", "more than one node is not supported yet; set resources.nodes to 1")),
-    )
-    gpus_per_node: int = Field(
-        0,
-        ge=0,
         le=64,
-        description="GPUs of a pod, one process each; 0: one process on the CPU.",
-        json_schema_extra=rules(
-            cel("self <= 1", "more than one GPU is not supported yet; set resources.gpusPerNode to 0 or 1")
-        ),
+        description="Processes of a pod that train together. Absent: one for each GPU, one on the CPU.",
     )
     gpu_resource: str = Field(
         "nvidia.com/gpu",
@@ -102,12 +99,36 @@ class Sharding(str, Enum):
     FSDP = "FSDP"
 
 
+class FsdpOptions(Message):
+    """Options of FSDP; also of Auto, should it pick FSDP."""
+
+    reshard_after_forward: bool = Field(
+        True,
+        description="Let go of a block's weights between its forward and its backward pass. false: hold them, which "
+        "saves a third of the communication and costs the memory of the whole model's weights.",
+    )
+    cpu_offload: bool = Field(
+        False, description="Keep shards and moments in host memory, and step there: much slower, for the last resort."
+    )
+
+
 class Distributed(Message):
     """How the work is spread over processes."""
 
-    sharding: Annotated[Sharding, Field(json_schema_extra=only(["Auto", "DDP"], "sharding"))] = Field(
-        Sharding.AUTO, description="Auto picks from the memory estimate."
+    model_config = ruled(
+        cel(
+            "!has(self.fsdp) || self.sharding != 'DDP'",
+            "distributed.fsdp belongs to FSDP; remove it, or set distributed.sharding to FSDP or Auto",
+            at=".fsdp",
+        )
     )
+
+    sharding: Sharding = Field(
+        Sharding.AUTO,
+        description="DDP: every process holds the whole model. FSDP: each holds a shard of weights, gradients and "
+        "moments. Auto: DDP where that fits into the devices, else FSDP.",
+    )
+    fsdp: FsdpOptions | None = Field(None, description="Options of FSDP.")
     min_nodes: int | None = Field(
         None,
         ge=1,

@@ -166,8 +166,9 @@ def _everything() -> Object:
         "checkpoint": {"everySteps": 100, "keep": 2},
         "output": {"uri": "s3://models/out", "merge": True, "weights": "Last"},
         "resources": {
-            "nodes": 1,
-            "gpusPerNode": 1,
+            "nodes": 2,
+            "gpusPerNode": 8,
+            "processesPerNode": 8,
             "gpuResource": "amd.com/gpu",
             "gpuProduct": "NVIDIA-L4",
             "cpu": 4,
@@ -175,7 +176,7 @@ def _everything() -> Object:
             "scratch": "20Gi",
             "sharedMemory": "1Gi",
         },
-        "distributed": {"sharding": "DDP"},
+        "distributed": {"sharding": "FSDP", "fsdp": {"reshardAfterForward": False, "cpuOffload": True}},
         "storage": {
             "s3": {
                 "endpoint": "https://s3.example.com",
@@ -253,6 +254,14 @@ FULLS |= {
             "spec.dataset.streaming": True,
             "spec.dataset.validation": {"uri": "s3://data/held-out.jsonl"},
             "spec.hyperparameters.packing": REMOVED,
+        },
+    ),
+    "shards": changed(
+        full("Full"),
+        {
+            "spec.distributed.sharding": "FSDP",
+            "spec.hyperparameters.optimizer": REMOVED,
+            "spec.hyperparameters.torchCompile": REMOVED,
         },
     ),
     "stages by epochs": changed(

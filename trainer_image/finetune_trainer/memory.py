@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 V2_FILE, V1_FILE = "memory.events", "memory.oom_control"
 V2_LIMIT, V1_LIMIT = "memory.max", "memory.limit_in_bytes"
 V2_USED, V1_USED = "memory.current", "memory.usage_in_bytes"
 ROOT, OWN, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/meminfo")
+
+
+def memory_limit(root: Path = ROOT) -> int:
+    """Bytes that this container may take; where no limit is found (cgroups of the old kind show none) the machine's."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int((root / V2_LIMIT).read_text()))
+    except (OSError, ValueError):
+        return machine
 
 
 def available_bytes(root: Path = ROOT, own: Path = OWN, meminfo: Path = MEMINFO) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,10 +12,13 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.contract import CheckpointRef, OutputRef, Result, Stage
+from finetune_api.run import Sharding
+from finetune_trainer import collectives
 from finetune_trainer.angle import FILE as ANGLES_FILE
 from finetune_trainer.angle import Angle, OtherModelError
 from finetune_trainer.angle import measure as measure_angles
 from finetune_trainer.angle import to_json as angles_to_json
+from finetune_trainer.arguments import global_batch
 from finetune_trainer.callbacks import trained_seconds
 from finetune_trainer.checkpoints import Checkpoints, Manifest
 from finetune_trainer.checkpoints.catalog import CorruptCheckpointError
@@ -23,7 +27,7 @@ from finetune_trainer.checkpoints.trainer import WEIGHTS
 from finetune_trainer.errors import DivergedError, StoppedError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.course import why_to_stop
-from finetune_trainer.export import Exporter
+from finetune_trainer.export import Exporter, collect
 from finetune_trainer.report import Report, card, page
 from finetune_trainer.result import Output, samples, versions
 from finetune_trainer.runtime import load_job
@@ -65,24 +69,30 @@ def main(context: Context) -> None:
     with Store.connect(os.environ) as store:
         output = Output(store, context.job)
         result = output.finished() or _run(context, store, output)
-    context.result_file.write_text(result.model_dump_json(by_alias=True))
-    context.reporter.stage(Stage.FINISHED, result.output.uri)
+    if context.is_main and result is not None:
+        context.result_file.write_text(result.model_dump_json(by_alias=True))
+        context.reporter.stage(Stage.FINISHED, result.output.uri)
 
 
-def _run(context: Context, store: Store, output: Output) -> Result:
+def _run(context: Context, store: Store, output: Output) -> Result | None:
+    """The result, on rank 0."""
     start = Start.of(context, store, output)
     base = start.fetch()
-    checkpoints = _checkpoints(context, store, output, base.digest)
-    try:
-        checkpoints.refuse_foreign_output()
+    with _checkpoints(context, store, output, base.digest) as checkpoints:
+        if context.is_main:
+            checkpoints.refuse_foreign_output()
         session = start.open(base)
         session.trainer.checkpoints = checkpoints
         before = _before(context, session, output)
         _train(context, session.trainer, checkpoints)
         trained = _trained(context, session.trainer, checkpoints)
-    finally:
-        checkpoints.close()
     after = _measure(context, session, "the tuned model")
+    if session.sharding is Sharding.FSDP:
+        context.reporter.stage(Stage.EXPORTING, "gathering the shards")
+        collect(session, partial(start.rebuild, session))
+    if not context.is_main:
+        # Done: what is delivered is rank 0's to write, and its node ends with OK only when it has.
+        return None
     return _deliver(context, store, session, output, trained, before=before, after=after)
 
 
@@ -119,7 +129,7 @@ def _tell_wait(context: Context, seconds: float) -> None:
 
 def _before(context: Context, session: Session, output: Output) -> Measured:
     """What the tuned model is compared with; an earlier attempt's, where there was one."""
-    known = output.baseline()
+    known = collectives.first_says(output.baseline)
     if known is not None:
         return known
     with session.strategy.absent(session.trainer.model):
@@ -262,7 +272,7 @@ def _angles(context: Context, session: Session, delivered: Path) -> list[Angle]:
 def _result(
     context: Context, session: Session, output: OutputRef, trained: Trained, *, before: Measured, after: Measured
 ) -> Result:
-    state = session.trainer.state
+    state, values = session.trainer.state, context.job.spec.hyperparameters
     trainable, total = session.parameters
     return Result(
         job=context.job.metadata.name,
@@ -277,6 +287,9 @@ def _result(
         checkpoint=context.reporter.snapshot().checkpoint,
         trainable_parameters=trainable,
         total_parameters=total,
+        world_size=context.world_size,
+        global_batch_size=global_batch(values, context.world_size),
+        learning_rate=values.learning_rate,
         train_seconds=round(trained_seconds(session.trainer), 3),
         tokens=state.num_input_tokens_seen,
         samples=samples(session.task.samples, before.answers, after.answers),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,16 @@ from finetune_trainer.checkpoints import catalog
 from finetune_trainer.checkpoints.catalog import CorruptCheckpointError
 from finetune_trainer.checkpoints.delivery import Delivery
 from finetune_trainer.checkpoints.gang import Alone, Gang
-from finetune_trainer.checkpoints.manifest import TENSORS_SUFFIX, Manifest
+from finetune_trainer.checkpoints.manifest import TENSORS_SUFFIX, FileEntry, Manifest
 from finetune_trainer.checkpoints.uploader import Held, Phase, Request
 from finetune_trainer.errors import UsageError
 from finetune_trainer.storage import Store
 
 if TYPE_CHECKING:
     import torch
+
+PEER_SECONDS = 10.0
+"""How long a rank that has failed waits for the others to finish the checkpoint that is on its way."""
 
 
 class Checkpoints:
@@ -68,38 +72,53 @@ class Checkpoints:
         found = list(catalog.complete(self._store, self._root)) if self.gang.rank == 0 else []
         for manifest in self.gang.gather(found)[0]:
             self._refuse_foreign(manifest)
-            tried = self.gang.gather(self._fetch_for_machine(manifest, directory))
-            flaw = next((flaw for _, flaw in tried if flaw), None)
-            if flaw is None:
-                folder, _ = tried[self.gang.neighbours[0]]
-                return manifest.ref(self._root), folder
-            warn(f"checkpoint of step {manifest.step} is corrupt and passed over: {flaw}")
+            try:
+                folder = self._bring(manifest, manifest.files, directory)
+            except CorruptCheckpointError as error:
+                warn(f"checkpoint of step {manifest.step} is corrupt and passed over: {error.message}")
+                continue
+            return manifest.ref(self._root), folder
         return None
-
-    def _fetch_for_machine(self, manifest: Manifest, directory: Path) -> tuple[Path, str]:
-        """The folder, and what is wrong with it; the machine's first rank fetches for its neighbours."""
-        if self.gang.rank != self.gang.neighbours[0]:
-            return directory, ""
-        needed = manifest.needed_by(self.gang.neighbours, self.gang.size)
-        try:
-            return catalog.fetch(self._store, self._root, manifest.step, needed, directory), ""
-        except CorruptCheckpointError as error:
-            return directory, error.message
 
     def fetch(self, step: int, name: str, directory: Path) -> list[Path]:
         """Fetch one part of the state of one complete step, in as many files as it has, into directory.
 
+        Args:
+            name: of the files, without what follows it.
+
         Raises:
-            CorruptCheckpointError: it is not there, or not what its manifest says.
+            CorruptCheckpointError: it is not there, or not what its manifest says; on all ranks.
         """
-        manifest = catalog.find(self._store, self._root, step)
+        manifest = self.gang.gather(catalog.find(self._store, self._root, step) if self.gang.rank == 0 else None)[0]
         if manifest is None:
             raise CorruptCheckpointError(f"there is no complete checkpoint of step {step} in {self._root}")
         files = [file for file in manifest.files if file.name.startswith(name) and file.name.endswith(TENSORS_SUFFIX)]
         if not files:
             raise CorruptCheckpointError(f"the checkpoint of step {step} has no {name}")
-        folder = catalog.fetch(self._store, self._root, step, files, directory)
-        return [folder / file.name for file in files]
+        folder = self._bring(manifest, files, directory)
+        return sorted(path for file in files if (path := folder / file.name).is_file())
+
+    def _bring(self, manifest: Manifest, files: Sequence[FileEntry], directory: Path) -> Path:
+        """Those of the files that each machine needs; its first rank fetches them for its neighbours.
+
+        Raises:
+            CorruptCheckpointError: a machine has found a flaw; on all ranks.
+        """
+        tried = self.gang.gather(self._try_to_bring(manifest, files, directory))
+        if flaw := next((flaw for _, flaw in tried if flaw), None):
+            raise CorruptCheckpointError(flaw)
+        folder: Path = tried[self.gang.neighbours[0]][0]
+        return folder
+
+    def _try_to_bring(self, manifest: Manifest, files: Sequence[FileEntry], directory: Path) -> tuple[Path, str]:
+        """The folder, which on a volume is its own, and what is wrong with it."""
+        if self.gang.rank != self.gang.neighbours[0]:
+            return directory, ""
+        needed = manifest.needed(files, self.gang.neighbours, self.gang.size)
+        try:
+            return catalog.fetch(self._store, self._root, manifest.step, needed, directory), ""
+        except CorruptCheckpointError as error:
+            return directory, error.message
 
     def refuse_foreign_output(self) -> None:
         """Raise UsageError when the output holds another job's checkpoints; cheap, to be asked before training."""
@@ -164,5 +183,17 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            self._delivery.courier.close()
+            self._staging.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        # What has ended the run is told, not what becomes of its last checkpoint; and a peer that is gone never answers.
+        if self._delivery.settle(math.inf if self.gang.size == 1 else PEER_SECONDS):
             self._delivery.courier.close()
             self._staging.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -146,6 +147,13 @@ class Delivery:
             self._on_commit(answer.ref)
         else:
             self._failure = error_of(answer.exit_code, answer.message, answer.advice)
+
+    def settle(self, seconds: float) -> bool:
+        """Wait at most so long until nothing is on its way; whether nothing is."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(None if math.isinf(seconds) else seconds)
+        return thread is None or not thread.is_alive()
 
     def wait(self, on_wait: Callable[[float], None]) -> float:
         """Wait until nothing is on its way; the seconds that it took.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from finetune_trainer.runtime import Context
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store
+    from torch.distributed import Store
 
 FOREVER = timedelta(days=30)
 """A peer that dies takes the gang along: the agent ends whoever waits."""
@@ -63,18 +63,12 @@ class Ranks:
 
     def __init__(self, rank: int, size: int, neighbours: range) -> None:
         self.rank, self.size, self.neighbours = rank, size, neighbours
-        self._group: ProcessGroup | None = None
         self._store: Store | None = None
 
     def gather(self, value: Any) -> list[Any]:
-        import torch.distributed as dist
+        from finetune_trainer.collectives import all_say
 
-        if self._group is None:
-            # On the CPU, whatever the gradients go over.
-            self._group = dist.new_group(backend="gloo")
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self._group)
-        return found
+        return all_say(value)
 
     def tell(self, key: str, text: str) -> None:
         self._own_store().set(key, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from pydantic import Field, ValidationError
 
@@ -51,11 +52,9 @@ class Manifest(Message):
             return None
         return manifest if manifest.files else None
 
-    def needed_by(self, ranks: range, world_size: int) -> list[FileEntry]:
-        """The files that these ranks of so many need: of the parts their own, or all where they are divided anew."""
-        if world_size != self.world_size:
-            return self.files
-        return [file for file in self.files if file.rank is None or file.rank in ranks]
+    def needed(self, files: Sequence[FileEntry], ranks: range, world_size: int) -> list[FileEntry]:
+        """Those of the files that these ranks of so many need: of the parts their own, all where they divide anew."""
+        return [file for file in files if world_size != self.world_size or file.rank is None or file.rank in ranks]
 
 
 def step_uri(root: str, step: int) -> str:

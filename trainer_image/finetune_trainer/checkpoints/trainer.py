@@ -22,7 +22,8 @@ from finetune_trainer.checkpoints.generators import load_generators, save_genera
 from finetune_trainer.checkpoints.pieces import IncompleteError, Saved, box_of, local
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation.course import LOSS, Watch
-from finetune_trainer.learning import learn, plain, plainly_named
+from finetune_trainer.gathering import trainable_state
+from finetune_trainer.learning import learn, let_go, plainly_named
 from finetune_trainer.storage.files import require_room
 
 if TYPE_CHECKING:
@@ -37,25 +38,6 @@ ALLOWED_FILES = {OPTIMIZER_REST_FILE, SCHEDULER_FILE, "scaler.pt", "rng.safetens
 """Nothing else leaves the pod: above all not training_args.bin, a pickle that may hold tokens."""
 SMALL_BYTES = 64 * 1024 * 1024
 """More than all files together ever take that are not staged in memory."""
-
-
-def trainable_state(model: nn.Module, learning: Collection[str]) -> dict[str, torch.Tensor]:
-    """Parameters that learn and the persistent buffers beside them, by their name in the model; not copied.
-
-    Buffers count where a module has parameters of its own that learn: running statistics move with them.
-
-    Args:
-        learning: names of all parameters that ever learn; at the moment some of them may be frozen.
-    """
-    state = {name: parameter.detach() for name, parameter in plainly_named(model) if name in learning}
-    for prefix, module in model.named_modules():
-        lead = plain(f"{prefix}." if prefix else "")
-        own = {name for name, _ in module.named_parameters(recurse=False)}
-        if any(lead + name in learning for name in own):
-            persistent = module.state_dict(keep_vars=True)
-            buffers = {name: buffer for name, buffer in module.named_buffers(recurse=False) if name in persistent}
-            state |= {lead + name: buffer.detach() for name, buffer in buffers.items()}
-    return state
 
 
 def load_trainable_state(model: nn.Module, learning: Collection[str], paths: Sequence[Path]) -> None:
@@ -106,6 +88,8 @@ class CheckpointingMixin(_Base):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.checkpoints.raise_failure()
+        # An evaluation leaves some of it gathered, which the optimizer does not know.
+        let_go(self.model)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
