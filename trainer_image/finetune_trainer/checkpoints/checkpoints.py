@@ -193,7 +193,7 @@ class Checkpoints:
         if kind is None:
             self.close()
             return
-        # What has ended the run is told, not what becomes of its last checkpoint; and a peer that is gone never answers.
+        # What has ended the run is told, not what becomes of its last checkpoint; a peer that is gone never answers.
         if self._delivery.settle(math.inf if self.gang.size == 1 else PEER_SECONDS):
             self._delivery.courier.close()
             self._staging.close()
