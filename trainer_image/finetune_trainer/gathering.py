@@ -3,10 +3,9 @@ sharded, and everything does nothing then."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
@@ -59,16 +58,3 @@ def trainable_state(model: nn.Module, learning: Collection[str]) -> dict[str, to
             buffers = {name: buffer for name, buffer in module.named_buffers(recurse=False) if name in persistent}
             state |= {lead + name: buffer.detach() for name, buffer in buffers.items()}
     return state
-
-
-def gathered(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, whole and on the CPU of rank 0; on the others nothing. One at a time is whole on a device."""
-    return dict(_brought(tensors))
-
-
-def _brought(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    keeps = not dist.is_initialized() or dist.get_rank() == 0
-    for name, tensor in tensors.items():
-        found = whole(tensor)
-        if keeps:
-            yield name, found.detach().cpu().contiguous()
