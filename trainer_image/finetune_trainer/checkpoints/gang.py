@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune_trainer.runtime import Context
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 FOREVER = timedelta(days=30)
 """A peer that dies takes the gang along: the agent ends whoever waits."""
+_gangs = count()
+"""Of this process, by which each has words of its own in the store; all ranks make theirs in the same order."""
 
 
 class Gang(Protocol):
@@ -64,6 +67,7 @@ class Ranks:
     def __init__(self, rank: int, size: int, neighbours: range) -> None:
         self.rank, self.size, self.neighbours = rank, size, neighbours
         self._store: Store | None = None
+        self._name = f"checkpoints-{next(_gangs)}"
 
     def gather(self, value: Any) -> list[Any]:
         from finetune_trainer.collectives import all_say
@@ -88,7 +92,7 @@ class Ranks:
             from torch.distributed.distributed_c10d import _get_default_store
 
             # A connection of its own: one that waits would keep the process group's from being used.
-            self._store = PrefixStore("checkpoints", _get_default_store().clone())
+            self._store = PrefixStore(self._name, _get_default_store().clone())
         return self._store
 
 
