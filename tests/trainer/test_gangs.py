@@ -188,7 +188,8 @@ def test_all_ranks_stop_early_and_deliver_the_best_step(together):
     assert found.exported_step == min(measured, key=measured.__getitem__)
 
 
-def test_two_pods_learn_as_one(tmp_path, alone):
-    found = gangs.train(gang_job(tmp_path, 2, CASES["lora"]), tmp_path / "pods", nodes=2, processes=1)
+def test_two_pods_with_a_model_in_shards_learn_as_one(tmp_path, alone):
+    job = gang_job(tmp_path, 2, CASES["lora"], distributed=WAYS["fsdp"])
+    found = gangs.train(job, tmp_path / "pods", nodes=2, processes=1)
     assert losses(tmp_path) == pytest.approx(alone["lora"], abs=1e-4)
     assert (found.steps, found.world_size, found.learning_rate) == (STEPS, 2, 1e-3)
