@@ -217,6 +217,12 @@ def _hardware() -> Iterator[dict[str, str]]:
 
 
 def _sharding() -> Iterator[dict[str, str]]:
+    yield cel(
+        "!has(self.distributed.fsdp) || !self.distributed.fsdp.cpuOffload || self.resources.gpusPerNode > 0",
+        "cpuOffload keeps shards out of GPUs, and without GPUs they are in host memory anyway; remove it, or set "
+        "resources.gpusPerNode",
+        at=".distributed.fsdp.cpuOffload",
+    )
     sharded = "self.distributed.sharding != 'FSDP'"
     yield cel(
         f"{sharded} || !has(self.strategy.select) || !has(self.strategy.select.fisher)",

@@ -115,6 +115,8 @@ def _sharding(spec: Object) -> None:
     whole = hyper.get("torchCompile") or "8bit" in hyper.get("optimizer", "")
     if distributed.get("sharding") == "FSDP" and (whole or "fisher" in spec["strategy"].get("select", {})):
         _without(distributed, "sharding")
+    if spec.get("resources", {}).get("gpusPerNode", 0) == 0:
+        _without(distributed.get("fsdp"), "cpuOffload")
     if distributed.get("sharding") == "DDP":
         _without(distributed, "fsdp")
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from finetune_api.contract import Result
 from finetune_api.job import FineTuneJob, StrategyType
 from tests.support import gangs
+from tests.support.images import an_image_job
 from tests.support.jobs import a_job, run
 from tests.trainer.gang_entries import STOPPED
 
@@ -37,6 +38,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Instruction",
         {"hyperparameters": {"layerDecay": 0.8, "maxSteps": 12}, "unfreezing": {"everySteps": 4}},
     ),
+    "streamed": (
+        "LoRA",
+        "Instruction",
+        {"hyperparameters": {"maxSteps": 10}, "dataset": {"streaming": True, "validation": None}, **NO_DROPOUT},
+    ),
+    "images": ("Full", "ImageClassification", {"hyperparameters": {"maxSteps": 6}}),
     "head": ("LoRA", "SequenceClassification", {"hyperparameters": {"maxSteps": 10}, **NO_DROPOUT}),
 }
 """Strategy, task, and what else there is of a job."""
@@ -77,6 +84,15 @@ MORE: dict[str, tuple[str, str, dict[str, Any]]] = (
         ),
     }
     | {
+        f"fsdp-bfloat16-{name}": (
+            strategy,
+            task,
+            {**spec, "hyperparameters": {"maxSteps": 4}, "model": {"dtype": "bfloat16"}, "distributed": WAYS["fsdp"]},
+        )
+        for name, (strategy, task, spec) in CASES.items()
+        if name in ("full", "head", "qlora")
+    }
+    | {
         f"fsdp-{strategy.value}": (
             strategy.value,
             "Instruction",
@@ -100,6 +116,8 @@ def gang_job(root: Path, ranks: int, case: tuple[str, str, dict[str, Any]], **mo
         "perDeviceBatchSize": ROWS_A_STEP // ranks // micro_steps,
         **spec.pop("hyperparameters", {}),
     }
+    if task == "ImageClassification":
+        return an_image_job(root, strategy, hyperparameters=hyper, **spec)
     return a_job(root, strategy, task, hyperparameters=hyper, **spec)
 
 
@@ -170,7 +188,8 @@ def test_all_ranks_stop_early_and_deliver_the_best_step(together):
     assert found.exported_step == min(measured, key=measured.__getitem__)
 
 
-def test_two_pods_learn_as_one(tmp_path, alone):
-    found = gangs.train(gang_job(tmp_path, 2, CASES["lora"]), tmp_path / "pods", nodes=2, processes=1)
+def test_two_pods_with_a_model_in_shards_learn_as_one(tmp_path, alone):
+    job = gang_job(tmp_path, 2, CASES["lora"], distributed=WAYS["fsdp"])
+    found = gangs.train(job, tmp_path / "pods", nodes=2, processes=1)
     assert losses(tmp_path) == pytest.approx(alone["lora"], abs=1e-4)
     assert (found.steps, found.world_size, found.learning_rate) == (STEPS, 2, 1e-3)

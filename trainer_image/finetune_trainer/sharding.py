@@ -82,10 +82,11 @@ def shard(model: PreTrainedModel, options: FsdpOptions, compute: Compute, contex
 
 
 def _shard(model: PreTrainedModel, options: FsdpOptions, compute: Compute, world_size: int) -> None:
+    gpu = compute.hardware.cuda
     settings: dict[str, Any] = {
-        "mesh": init_device_mesh("cuda" if compute.hardware.cuda else "cpu", (world_size,)),
+        "mesh": init_device_mesh("cuda" if gpu else "cpu", (world_size,)),
         "mp_policy": precision(model, compute.dtype),
-        "offload_policy": CPUOffloadPolicy() if options.cpu_offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=gpu) if options.cpu_offload else OffloadPolicy(),
     }
     for block in Structure.of(model).blocks:
         fully_shard(model.get_submodule(block.name), reshard_after_forward=options.reshard_after_forward, **settings)

@@ -32,6 +32,12 @@ BY_RULE = (
         "FSDP or Auto",
     ),
     Refusal(
+        "offloading from no GPU",
+        {"spec.distributed": {"fsdp": {"cpuOffload": True}}},
+        "spec.distributed.fsdp.cpuOffload: Forbidden: cpuOffload keeps shards out of GPUs, and without GPUs they are "
+        "in host memory anyway; remove it, or set resources.gpusPerNode",
+    ),
+    Refusal(
         "single elements of shards",
         {
             "spec.strategy": {"type": "Partial", "select": {"layers": {"last": 1}, "fisher": {"fraction": 0.1}}},
