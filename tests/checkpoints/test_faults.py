@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from finetune_trainer.checkpoints import catalog
 from finetune_trainer.checkpoints.trainer import SMALL_BYTES
+from finetune_trainer.errors import UnavailableError
 from finetune_trainer.storage import DiskFullError, Store
 
 
@@ -159,7 +160,7 @@ def test_a_volume_that_is_full_ends_the_run_with_its_name_and_keeps_the_checkpoi
             while True:
                 file.write(bytes(4096))
 
-    with pytest.raises(DiskFullError, match=r"checkpoint of step 6: .*small.* is full") as caught:
+    with pytest.raises(UnavailableError, match=r"checkpoint of step 6: .*small.* is full") as caught:
         run(root, tmp_path / "scratch", 1, lambda trainer: at(5, lambda: fill_beside(trainer))(trainer))
     assert caught.value.exit_code == 69
     assert "spec.output.uri more room" in caught.value.advice
