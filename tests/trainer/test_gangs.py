@@ -107,7 +107,14 @@ MORE: dict[str, tuple[str, str, dict[str, Any]]] = (
 def gang_job(root: Path, ranks: int, case: tuple[str, str, dict[str, Any]], **more: Any) -> FineTuneJob:
     """The same rows in every step, however many ranks divide them."""
     strategy, task, spec = case
-    spec = {**PLAIN, **spec, **more, **({"select": {"layers": {"last": 1}}} if strategy == "Partial" else {})}
+    resources = {"processesPerNode": ranks}
+    spec = {
+        **PLAIN,
+        "resources": resources,
+        **spec,
+        **more,
+        **({"select": {"layers": {"last": 1}}} if strategy == "Partial" else {}),
+    }
     micro_steps = spec.get("hyperparameters", {}).get("gradientAccumulationSteps", 1)
     hyper = {
         "epochs": 100,
