@@ -15,6 +15,7 @@ from safetensors.torch import load, load_file
 from finetune_trainer.checkpoints.pieces import IncompleteError, Piece, Saved
 from finetune_trainer.checkpoints.staging import TYPES, MemoryFile, Staging, require_memory
 from finetune_trainer.errors import OutOfMemoryError
+from finetune_trainer.memory import available_bytes
 
 
 def content(file: MemoryFile) -> bytes:
@@ -136,3 +137,23 @@ def test_a_state_that_does_not_fit_into_memory_is_refused_with_what_to_ask_for()
         require_memory(2**49, 0, ranks=2)
     assert "raise resources.memory by" in caught.value.advice
     require_memory(2**49, 2**49, ranks=2)
+
+
+def group(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+def test_free_memory_is_the_least_of_what_the_container_and_the_machine_have(tmp_path):
+    meminfo, nothing = group(tmp_path, meminfo="MemTotal: 9 kB\nMemAvailable: 3 kB\n") / "meminfo", tmp_path / "none"
+    stat = "anon 5\ninactive_file 100\n"
+    new = group(tmp_path / "v2", memory__max="1000", memory__current="600", memory__stat=stat)
+    assert available_bytes(new, nothing, meminfo) == 500
+    group(new, memory__max="max")
+    assert available_bytes(new, nothing, meminfo) == 3 * 1024
+    old = {"memory__limit_in_bytes": "900", "memory__usage_in_bytes": "800", "memory__stat": "total_inactive_file 50"}
+    group(tmp_path / "v1/memory", **old)
+    assert available_bytes(tmp_path / "v1", nothing, meminfo) == 150
+    assert available_bytes(nothing, nothing, nothing) is None
