@@ -105,9 +105,15 @@ MORE: dict[str, tuple[str, str, dict[str, Any]]] = (
 
 
 def gang_job(root: Path, ranks: int, case: tuple[str, str, dict[str, Any]], **more: Any) -> FineTuneJob:
-    """The same rows in every step, however many ranks divide them."""
+    """The same rows in every step, however many ranks divide them; those of one pod, unless there is more to say."""
     strategy, task, spec = case
-    spec = {**PLAIN, **spec, **more, **({"select": {"layers": {"last": 1}}} if strategy == "Partial" else {})}
+    spec = {
+        **PLAIN,
+        "resources": {"processesPerNode": ranks},
+        **spec,
+        **more,
+        **({"select": {"layers": {"last": 1}}} if strategy == "Partial" else {}),
+    }
     micro_steps = spec.get("hyperparameters", {}).get("gradientAccumulationSteps", 1)
     hyper = {
         "epochs": 100,
@@ -189,7 +195,7 @@ def test_all_ranks_stop_early_and_deliver_the_best_step(together):
 
 
 def test_two_pods_with_a_model_in_shards_learn_as_one(tmp_path, alone):
-    job = gang_job(tmp_path, 2, CASES["lora"], distributed=WAYS["fsdp"])
-    found = gangs.train(job, tmp_path / "pods", nodes=2, processes=1)
+    job = gang_job(tmp_path, 2, CASES["lora"], distributed=WAYS["fsdp"], resources={"nodes": 2})
+    found = gangs.train(job, tmp_path / "pods")
     assert losses(tmp_path) == pytest.approx(alone["lora"], abs=1e-4)
     assert (found.steps, found.world_size, found.learning_rate) == (STEPS, 2, 1e-3)
