@@ -82,20 +82,20 @@ def _start_one(job: FineTuneJob, folder: Path, address: str, entry: str, gang: d
         return Pod(subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log), folder)
 
 
-def wait(pods: list[Pod]) -> list[int]:
+def wait(pods: list[Pod], seconds: float = SECONDS) -> list[int]:
     """The exit codes; pods that do not end in time are killed."""
     try:
-        return [pod.process.wait(SECONDS) for pod in pods]
+        return [pod.process.wait(seconds) for pod in pods]
     finally:
         for pod in pods:
             pod.process.kill()
             pod.process.wait()
 
 
-def train(job: FineTuneJob, folder: Path, *, attempt: int = 1, entry: str = "") -> Result:
+def train(job: FineTuneJob, folder: Path, *, attempt: int = 1, entry: str = "", seconds: float = SECONDS) -> Result:
     """Train to the end; the result, which is index 0's to tell."""
     pods = start(job, folder, attempt=attempt, entry=entry)
-    codes = wait(pods)
+    codes = wait(pods, seconds)
     assert not any(codes), "\n".join(pod.log[-6000:] for pod in pods)
     (result,) = [pod.message.result for pod in pods if pod.message.result]
     return result
@@ -108,4 +108,4 @@ def train_all(jobs: dict[str, FineTuneJob], folder: Path) -> None:
     for name, job in jobs.items():
         (files / f"{name}.json").write_text(job.model_dump_json(by_alias=True, exclude_none=True))
     os.environ[JOBS] = str(files)
-    train(next(iter(jobs.values())), folder, entry="tests.trainer.gang_entries:several")
+    train(next(iter(jobs.values())), folder, entry="tests.trainer.gang_entries:several", seconds=SECONDS * 4)

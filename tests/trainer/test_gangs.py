@@ -17,7 +17,7 @@ from tests.support.images import an_image_job
 from tests.support.jobs import a_job, run
 from tests.trainer.gang_entries import STOPPED
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS, ROWS_A_STEP = 50, 8
 EVALUATED = {"dataset": {"validation": {"fraction": 0.2}}, "evaluation": {"everySteps": 4, "samples": 1}}
 PLAIN: dict[str, Any] = {
@@ -107,13 +107,9 @@ MORE: dict[str, tuple[str, str, dict[str, Any]]] = (
 def gang_job(root: Path, ranks: int, case: tuple[str, str, dict[str, Any]], **more: Any) -> FineTuneJob:
     """The same rows in every step, however many ranks divide them; those of one pod, unless there is more to say."""
     strategy, task, spec = case
-    spec = {
-        **PLAIN,
-        "resources": {"processesPerNode": ranks},
-        **spec,
-        **more,
-        **({"select": {"layers": {"last": 1}}} if strategy == "Partial" else {}),
-    }
+    spec = {**PLAIN, "resources": {"processesPerNode": ranks}, **spec, **more}
+    if strategy == "Partial":
+        spec["select"] = {"layers": {"last": 1}}
     micro_steps = spec.get("hyperparameters", {}).get("gradientAccumulationSteps", 1)
     hyper = {
         "epochs": 100,
