@@ -43,7 +43,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Instruction",
         {"hyperparameters": {"maxSteps": 10}, "dataset": {"streaming": True, "validation": None}, **NO_DROPOUT},
     ),
-    "images": ("Full", "ImageClassification", {"hyperparameters": {"maxSteps": 6}}),
+    # The first four steps have whole batches.
+    "images": ("Full", "ImageClassification", {"hyperparameters": {"maxSteps": 4}}),
     "head": ("LoRA", "SequenceClassification", {"hyperparameters": {"maxSteps": 10}, **NO_DROPOUT}),
 }
 """Strategy, task, and what else there is of a job."""
