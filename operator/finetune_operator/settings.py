@@ -42,6 +42,16 @@ class Settings:
     namespaces: tuple[str, ...] = _setting(
         (), "Comma-separated namespaces to watch; empty means all, which needs cluster-wide permissions."
     )
+    lease: str = _setting(
+        "",
+        "Lease that replicas compete for, as `namespace/name`; only its holder works. Empty: no election, for one "
+        "process alone.",
+    )
+    lease_seconds: int = _setting(
+        12,
+        "Seconds without a renewal after which another replica takes over; renewed six times in that time.",
+        low=3,
+    )
     workers: int = _setting(
         8, "Jobs reconciled at the same time. A pass waits for the API server nearly all of its time.", low=1
     )
@@ -65,6 +75,12 @@ class Settings:
         "Least seconds between two status writes that change nothing but progress: each costs etcd a full object.",
         low=0,
     )
+    drain_seconds: float = _setting(
+        20.0,
+        "Seconds that passes under way have to finish after SIGTERM; less than the pod's grace period, or it is killed "
+        "before it gives up its Lease.",
+        low=0,
+    )
     request_timeout_seconds: float = _setting(
         30.0, "Seconds after which an API request counts as failed; the API server itself gives up after 60.", low=1
     )
@@ -75,6 +91,8 @@ class Settings:
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             _check(item, getattr(self, item.name))
+        if self.lease and len([part for part in self.lease.split("/") if part]) != 2:
+            raise SettingsError(f"{_names('lease')}: {self.lease!r} is no namespace/name")
 
 
 def _check(item: dataclasses.Field[Any], value: Any) -> None:
