@@ -45,8 +45,9 @@ SERVICE = Kind("v1", "Service", "services")
 POD = Kind("v1", "Pod", "pods")
 EVENT = Kind("v1", "Event", "events")
 JOB = Kind("batch/v1", "Job", "jobs")
+NETWORK_POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
-KINDS = {kind.kind: kind for kind in (FINE_TUNE_JOB, CONFIG_MAP, SERVICE, POD, EVENT, JOB, LEASE)}
+KINDS = {kind.kind: kind for kind in (FINE_TUNE_JOB, CONFIG_MAP, SERVICE, POD, EVENT, JOB, NETWORK_POLICY, LEASE)}
 
 
 def labels_of_ours(kind: Kind) -> dict[str, str]:
