@@ -47,6 +47,8 @@ EVENT = Kind("v1", "Event", "events")
 JOB = Kind("batch/v1", "Job", "jobs")
 NETWORK_POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
+TRACKING = "batch.kubernetes.io/job-tracking"
+"""Finalizer by which the Job controller holds a pod until it has counted it."""
 KINDS = {kind.kind: kind for kind in (FINE_TUNE_JOB, CONFIG_MAP, SERVICE, POD, EVENT, JOB, NETWORK_POLICY, LEASE)}
 
 
