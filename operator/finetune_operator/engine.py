@@ -108,7 +108,8 @@ class Engine:
         async for raw in self._survey(FINE_TUNE_JOB):
             key = Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
             found.add(key)
-            self._metrics.jobs.see(raw)
+            if self._gate.is_set():
+                self._metrics.jobs.see(raw)
             if everything or _phase(raw) not in TERMINAL:
                 keys.append(key)
         self._metrics.jobs.keep(found)

@@ -61,7 +61,8 @@ class ApiServer:
         """Requests that get a 429, with `Retry-After: 1`."""
         self.delay = 0.0
         """Seconds that every request but a watch takes longer."""
-        self.watches_deliver = True
+        self.ending = ""
+        """A namespace that is being deleted: nothing can be created there."""
         self.url = ""
         self._history: list[Change] = []
         self._news = asyncio.Condition()
@@ -127,12 +128,8 @@ class ApiServer:
     ) -> web.StreamResponse:
         name, subresource = rest[0] if rest else None, rest[1] if len(rest) > 1 else None
         access = _access(request, kind, namespace, name, subresource)
-        if self.busy(access):
-            return _status(429, "TooManyRequests", "try later", headers={"Retry-After": "1"})
-        self.log.append(access)
-        if not self.allows(access):
-            self.refused.append(access)
-            return _status(403, "Forbidden", f"{access.resource} is forbidden: cannot {access.verb} it")
+        if (refusal := self._refuses(access)) is not None:
+            return refusal
         if access.verb == "watch":
             return await self._watch(request, kind, namespace)
         if self.delay:
@@ -143,6 +140,17 @@ class ApiServer:
             return await self._one(request, kind, Key(namespace or "", name), subresource)
         except (ConflictError, InvalidError) as error:
             return _refusal(error, access)
+
+    def _refuses(self, access: Access) -> web.Response | None:
+        if self.busy(access):
+            return _status(429, "TooManyRequests", "try later", headers={"Retry-After": "1"})
+        self.log.append(access)
+        if not self.allows(access):
+            self.refused.append(access)
+            return _status(403, "Forbidden", f"{access.resource} is forbidden: cannot {access.verb} it")
+        if access.verb == "create" and access.namespace == self.ending:
+            return _status(403, "Forbidden", f"cannot create {access.resource} because it is being terminated")
+        return None
 
     async def _list(self, request: web.Request, kind: Kind, namespace: str | None) -> web.StreamResponse:
         version = str(max((_version(change) for change in self._history), default=0))
@@ -181,7 +189,7 @@ class ApiServer:
             for change in self._history[position:]:
                 position += 1
                 wanted = change.kind == kind and namespace in (None, change.key.namespace)
-                if wanted and _version(change) > since and _selected(change.obj, request) and self.watches_deliver:
+                if wanted and _version(change) > since and _selected(change.obj, request):
                     await response.write(json.dumps({"type": change.type, "object": change.obj}).encode() + b"\n")
             async with self._news:
                 while position == len(self._history):

@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
-from pydantic import ValidationError
 
-from finetune_api.contract import PROGRESS_PORT, Progress
+from finetune_api.contract import Progress
+from finetune_operator.cluster import trainers
 from finetune_operator.cluster.port import (
     EVENT,
     FINE_TUNE_JOB,
@@ -37,8 +37,6 @@ PAGE = 500
 """Objects of one page of a LIST, as kubectl does: bounded answers keep the API server and us small."""
 METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 """Asks for the metadata of each object alone: a tenth of what pods are."""
-PROGRESS_SECONDS = 2.0
-PROGRESS_BYTES = 64 * 1024
 EVENT_MESSAGE = 1024
 """Characters of an event's message; the newer events API refuses more."""
 CONTENT_TYPES = {"apply": "application/apply-patch+yaml", "json": "application/json-patch+json"}
@@ -134,22 +132,7 @@ class KubernetesCluster:
         return sorted(events, key=_last_seen)
 
     async def read_progress(self, pod: Object) -> Progress | None:
-        address = (pod.get("status") or {}).get("podIP")
-        if not address:
-            return None
-        host = f"[{address}]" if ":" in address else address
-        try:
-            # A redirect would send the operator to an address that a job's owner chooses.
-            async with self._http.get(
-                f"http://{host}:{PROGRESS_PORT}/progress",
-                timeout=aiohttp.ClientTimeout(total=PROGRESS_SECONDS),
-                allow_redirects=False,
-            ) as response:
-                body = await _bounded(response, PROGRESS_BYTES) if response.status == 200 else None
-            return Progress.model_validate_json(body) if body is not None else None
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError) as error:
-            log.debug("progress of pod %s: %s", pod["metadata"]["name"], error)
-            return None
+        return await trainers.read_progress(self._http, pod)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -254,13 +237,3 @@ def _last_seen(event: Object) -> str:
         or event.get("eventTime")
         or event["metadata"].get("creationTimestamp", "")
     )
-
-
-async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
-    """The body, or None when it is longer than limit."""
-    body = b""
-    async for chunk in response.content.iter_chunked(limit):
-        body += chunk
-        if len(body) > limit:
-            return None
-    return body
