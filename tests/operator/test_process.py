@@ -24,7 +24,7 @@ from tests.support.apiserver import Access, ApiServer, granted
 from tests.support.scripted import ScriptedRuntime
 
 ROOT = Path(__file__).resolve().parents[2]
-FAST: Object = {"settings": {"leaseSeconds": 3, "backoffBaseSeconds": 0.05, "progressPollSeconds": 0.2}}
+FAST: Object = {"settings": {"backoffBaseSeconds": 0.05, "progressPollSeconds": 0.2}}
 NAMESPACED: Object = {**FAST, "watch": {"namespaces": ["ml"]}}
 LEASE_KEY = Key(NAMESPACE, "finetune-finetune-operator")
 
@@ -216,9 +216,10 @@ async def test_the_chart_grants_what_the_operator_asks_for_and_nothing_else(clus
 
 
 async def test_of_two_replicas_one_works_and_the_other_takes_over_when_it_is_killed(cluster: Cluster) -> None:
-    first = await cluster.start("first", FAST)
+    values: Object = {"settings": {**FAST["settings"], "leaseSeconds": 6}}
+    first = await cluster.start("first", values)
     await cluster.until(lambda: _is(cluster.holder()))
-    second = await cluster.start("second", FAST)
+    second = await cluster.start("second", values)
     await cluster.world.cluster.create(manifest("before"))
     await cluster.reaches("Running", "before")
     await cluster.until(lambda: _ready(second))
