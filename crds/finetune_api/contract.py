@@ -213,6 +213,8 @@ class Cause(str, Enum):
     OUT_OF_MEMORY = "OutOfMemory"
     DISRUPTION = "Disruption"
     STALLED = "Stalled"
+    DEADLINE = "DeadlineExceeded"
+    """A limit of time that the spec has set."""
 
 
 CAUSE_OF_EXIT_CODE: dict[int, Cause] = {

@@ -138,6 +138,9 @@ class FineTuneJobStatus(Message):
     active_since: str | None = Field(
         None, max_length=32, description="Since when it runs now; adds up into activeSeconds."
     )
+    waiting_since: str | None = Field(
+        None, max_length=32, description="Since when the pods do not all run although they may; RFC 3339."
+    )
     conditions: list[Condition] = Field(
         [], max_length=16, description="What holds and what does not.", json_schema_extra=keyed_by("type")
     )

@@ -10,6 +10,7 @@ from finetune_api.contract import ANNOTATION_ATTEMPT
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.pods import lost_status
 from finetune_operator.cluster.port import (
+    FINE_TUNE_JOB,
     JOB,
     KINDS,
     POD,
@@ -20,7 +21,7 @@ from finetune_operator.cluster.port import (
     Key,
     Object,
 )
-from finetune_operator.lifecycle import Action, Create, Delete, ForgetStart, Free, Remove, Resume, Suspend
+from finetune_operator.lifecycle import Action, Create, Delete, Expire, ForgetStart, Free, Remove, Resume, Suspend
 from finetune_operator.observed import Observed, controller_uid, is_tracked
 from finetune_operator.plan import Manifests, plan
 from finetune_operator.plan.names import selector
@@ -48,6 +49,9 @@ class Actor:
     async def act(self, key: Key, job: FineTuneJob, observed: Observed, action: Action) -> Observed:
         """Do it. Returns the children as they are afterwards."""
         match action:
+            case Expire():
+                await self._cluster.delete(FINE_TUNE_JOB, key, job.metadata.uid)
+                return observed
             case Free(pods):
                 for pod in pods:
                     await self._free(pod)

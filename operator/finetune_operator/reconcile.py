@@ -30,6 +30,7 @@ from finetune_operator.cluster.port import (
 from finetune_operator.lifecycle import (
     Create,
     Decision,
+    Expire,
     decide,
     refused,
     unreadable,
@@ -125,6 +126,8 @@ class Reconciler:
                 else:
                     await self._settle(raw, answer)
                 raise
+            if isinstance(decision.action, Expire):
+                return None
         raise ClusterError(f"{key}: more than {MAX_ACTIONS} actions in one pass")
 
     # --- observe -----------------------------------------------------------------------------------------------------

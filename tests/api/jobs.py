@@ -195,6 +195,9 @@ def _everything() -> Object:
         },
         "runPolicy": {
             "terminationGracePeriodSeconds": 60,
+            "activeDeadlineSeconds": 86400,
+            "startDeadlineSeconds": 3600,
+            "ttlSecondsAfterFinished": 604800,
             "retries": {"infrastructure": 1, "application": 2, "outOfMemory": 3},
         },
         "suspend": True,

@@ -12,6 +12,7 @@ from finetune_api.status import TERMINAL, CheckpointStatus, FineTuneJobStatus, P
 from finetune_operator.failures import Failure, classify, termination_message
 from finetune_operator.lifecycle.chain import await_named
 from finetune_operator.lifecycle.conditions import with_conditions
+from finetune_operator.lifecycle.deadlines import expire, next_limit, past_deadline, time_to_live
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Situation, Suspend
 from finetune_operator.lifecycle.ending import finish
 from finetune_operator.lifecycle.held import let_go, look_again
@@ -48,9 +49,14 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     decision = next(found for rule in (RULES_AT_THE_END if ended else RULES) if (found := rule(situation)) is not None)
     if decision.action is not None:
         return decision
-    requeue_after = look_again(situation, decision.requeue_after)
+    limit = time_to_live(situation) if ended else next_limit(situation, decision.status)
+    requeue_after = _sooner(look_again(situation, decision.requeue_after), limit)
     told = decision.status if ended else with_conditions(situation, decision.status)
     return with_notices(replace(decision, status=told, requeue_after=requeue_after), job.status)
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    return min((seconds for seconds in (one, other) if seconds is not None), default=None)
 
 
 def _stay_ended(situation: Situation) -> Decision:
@@ -148,7 +154,8 @@ RULES: tuple[Rule, ...] = (
     await_named,
     _not_started,
     _failing,
+    past_deadline,
     tidy,
     follow,
 )
-RULES_AT_THE_END: tuple[Rule, ...] = (let_go, _stay_ended)
+RULES_AT_THE_END: tuple[Rule, ...] = (let_go, expire, _stay_ended)
