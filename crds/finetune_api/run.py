@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from finetune_api.affinity import Affinity, Toleration
 from finetune_api.common import As, Message, cel, form, not_yet, only, ruled, rules
-from finetune_api.names import LABELS, LabelValue, ObjectName
+from finetune_api.names import LABELS, LabelValue, ObjectName, Text
 from finetune_api.pod import PodTemplate
 
 __all__ = ["Distributed", "PodTemplate", "Resources", "RunPolicy", "Scheduling", "StorageSpec", "Tracking"]
@@ -163,8 +163,18 @@ class Scheduling(Message):
     queue: str | None = Field(
         None,
         max_length=63,
-        description="Kueue's LocalQueue.",
-        json_schema_extra=not_yet("scheduling.queue", "remove it"),
+        description="Kueue's LocalQueue, which then says when the job starts, and may take it back.",
+        json_schema_extra=rules(
+            form("^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "must be the name of a LocalQueue in the job's namespace")
+        ),
+    )
+    managed_by: Text | None = Field(
+        None,
+        description="managedBy of the Job: who runs it instead of the cluster's own Job controller, such as "
+        "kueue.x-k8s.io/multikueue.",
+        json_schema_extra=rules(
+            form("^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-a-z0-9._/]+$", "must be a path with a domain: domain/name")
+        ),
     )
     priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
     scheduler_name: ObjectName | None = Field(None, description="Scheduler of the pods; absent: the cluster's own.")

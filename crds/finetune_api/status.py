@@ -28,6 +28,8 @@ TERMINAL = (Phase.SUCCEEDED, Phase.FAILED)
 
 class ConditionType(str, Enum):
     VALID = "Valid"
+    ADMITTED = "Admitted"
+    """Whether the queue lets it run; only of jobs that have one."""
     SCHEDULED = "Scheduled"
     RUNNING = "Running"
     COMPLETE = "Complete"

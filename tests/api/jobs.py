@@ -187,6 +187,8 @@ def _everything() -> Object:
             "serviceAccountName": "trainer",
         },
         "scheduling": {
+            "queue": "team",
+            "managedBy": "kueue.x-k8s.io/multikueue",
             "priorityClassName": "low",
             "schedulerName": "other",
             "nodeSelector": {"zone": "a"},

@@ -42,6 +42,13 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Number:
+    """Number a suspended Job's next pods with this attempt; somebody else resumes it."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
 class ForgetStart:
     """Remove a suspended Job's start time: before Kubernetes 1.36 the template of a Job that has one is immutable."""
 
@@ -70,7 +77,7 @@ class Expire:
     """Delete the FineTuneJob itself; its children go with it."""
 
 
-Action = Create | Suspend | ForgetStart | Resume | Delete | Free | Remove | Expire
+Action = Create | Suspend | ForgetStart | Resume | Number | Delete | Free | Remove | Expire
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,11 @@ class Situation:
     @property
     def nodes(self) -> int:
         return self.job.spec.resources.nodes
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether a queue says when the pods may run."""
+        return self.job.spec.scheduling.queue is not None
 
     @property
     def time(self) -> str:

@@ -45,7 +45,6 @@ UNSUPPORTED = (
     ),
     not_yet("spec.resources.network", {}, "remove it"),
     not_yet("spec.distributed.minNodes", 1, "remove it"),
-    not_yet("spec.scheduling.queue", "team", "remove it"),
     not_yet("spec.scheduling.topologyKey", "zone", "set scheduling.affinity"),
     not_yet("spec.runPolicy.stallTimeoutSeconds", 60, "remove it"),
     not_yet("spec.tracking", {}, "remove it"),
