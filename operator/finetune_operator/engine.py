@@ -110,7 +110,7 @@ class Engine:
             found.add(key)
             if self._gate.is_set():
                 self._metrics.jobs.see(raw)
-            if everything or _phase(raw) not in TERMINAL:
+            if everything or _has_a_future(raw):
                 keys.append(key)
         self._metrics.jobs.keep(found)
         for kind in WATCHED[1:]:
@@ -175,6 +175,12 @@ def _open_gate() -> asyncio.Event:
     gate = asyncio.Event()
     gate.set()
     return gate
+
+
+def _has_a_future(raw: Object) -> bool:
+    """Whether something can happen to it by itself: it has not ended, or is to be deleted some time after."""
+    policy = raw["spec"].get("runPolicy") or {}
+    return _phase(raw) not in TERMINAL or policy.get("ttlSecondsAfterFinished") is not None
 
 
 def _phase(raw: dict[str, object]) -> str:

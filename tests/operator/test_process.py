@@ -19,7 +19,7 @@ import pytest
 
 from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, LEASE, POD, Key, Object
 from tests.chart.rendering import NAMESPACE, environment, of_kind
-from tests.operator.world import KEY, World, admit_all, manifest
+from tests.operator.world import KEY, RESULT, World, admit_all, manifest
 from tests.support.apiserver import Access, ApiServer, granted
 from tests.support.scripted import ScriptedRuntime
 
@@ -158,6 +158,11 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 async def tell_the_story(cluster: Cluster) -> None:
     """Everything that an operator ever does: each permission is there for something that happens here."""
     world, key = cluster.world, KEY
+    # One that is deleted some time after its end.
+    await world.cluster.create(manifest("short", runPolicy={"ttlSecondsAfterFinished": 1}))
+    await cluster.reaches("Running", "short")
+    await world.end(0, json.dumps(RESULT))
+    await cluster.until(lambda: cluster.asked("delete", "finetunejobs"))
     await world.cluster.create(manifest("tune", runPolicy={"retries": {"infrastructure": 9}}))
     await cluster.reaches("Running", "tune")
     for attempt in (2, 3):

@@ -52,11 +52,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* What the operator may do with the objects of the namespaces it watches; no Secrets, no exec, no nodes. */}}
+{{/* What the operator may do with the objects of the namespaces it watches; no Secrets, no exec, no nodes. Jobs are deleted by
+runPolicy.ttlSecondsAfterFinished alone. */}}
 {{- define "finetune-operator.rules" -}}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
   verbs: [patch]
