@@ -27,7 +27,7 @@ BY_RULE = (
     ),
     Refusal(
         "options of shards for replicas",
-        {"spec.distributed": {"sharding": "DDP", "fsdp": {"cpuOffload": True}}},
+        {"spec.distributed": {"sharding": "DDP", "fsdp": {"reshardAfterForward": False}}},
         "spec.distributed.fsdp: Forbidden: distributed.fsdp belongs to FSDP; remove it, or set distributed.sharding to "
         "FSDP or Auto",
     ),
