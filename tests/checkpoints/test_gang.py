@@ -109,4 +109,5 @@ def test_one_goes_on_from_what_more_ranks_have_saved(together, undisturbed):
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+        # A step moves a weight by up to 1e-2, whatever it sees; two orders of addition leave less than this.
+        torch.testing.assert_close(found[name], tensor, rtol=0.0, atol=1e-4)
