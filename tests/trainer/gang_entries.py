@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_api.contract import Stage
 from finetune_trainer import train
+from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.progress import Reporter
 from finetune_trainer.runtime import Context
 from tests.trainer.stopping import StopsAt
@@ -58,6 +59,18 @@ class StopsPod(Reporter):
             os.kill(os.getppid(), signal.SIGTERM)
 
 
+def _stop_at_uploads() -> None:
+    """Ask for the stop when a checkpoint has just been handed over for its upload."""
+    submit = Checkpoints.submit
+
+    def submit_and_stop(*arguments: Any, **named: Any) -> Any:
+        answer = submit(*arguments, **named)
+        os.kill(os.getppid(), signal.SIGTERM)
+        return answer
+
+    Checkpoints.submit = submit_and_stop  # type: ignore[method-assign]
+
+
 class Slow(Reporter):
     """Takes its time after every step."""
 
@@ -79,6 +92,8 @@ def be_killed(context: Context) -> None:
 
 
 def stop_in_stage(context: Context) -> None:
+    if os.environ["TEST_STAGE"] == "Uploading" and context.is_main:
+        _stop_at_uploads()
     _disturbed(context, StopsPod(context.attempt, context.rank))
 
 
