@@ -28,7 +28,7 @@ from tests.support.processes import wait_for
 
 PRELOADED = (
     *("finetune_trainer.train", "finetune_trainer.agent", "finetune_trainer.launch", "finetune_trainer.worker"),
-    *("trl", "peft", "torch.distributed", "transformers.trainer", "tests.trainer.gang_entries"),
+    *("trl", "peft", "torch.distributed", "transformers.trainer", "tests.trainer.fault_entries"),
     *("transformers.models.llama.modeling_llama", "accelerate", "torch.utils.data"),
 )
 TRAIN = "finetune_trainer.train:main"

@@ -50,7 +50,7 @@ class Operator:
 
     def start(self, entry: str = "", **env: Any) -> list[WarmPod]:
         self.attempt += 1
-        named = {"entry": f"tests.trainer.gang_entries:{entry}"} if entry else {}
+        named = {"entry": f"tests.trainer.fault_entries:{entry}"} if entry else {}
         return self._pods.start(self.job, self.root / "pods", attempt=self.attempt, **named, **env)
 
     def see_it_end(self, pods: list[WarmPod], first: float = 120) -> list[int]:
