@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from finetune_api.affinity import Affinity, Toleration
-from finetune_api.common import As, Message, cel, form, not_yet, only, ruled, rules
-from finetune_api.names import LABELS, LabelValue, ObjectName
+from finetune_api.common import As, Message, cel, form, not_yet, ruled, rules
+from finetune_api.names import LABELS, LabelValue, ObjectName, Text
 from finetune_api.pod import PodTemplate
 
 __all__ = ["Distributed", "PodTemplate", "Resources", "RunPolicy", "Scheduling", "StorageSpec", "Tracking"]
@@ -99,12 +99,36 @@ class Sharding(str, Enum):
     FSDP = "FSDP"
 
 
+class FsdpOptions(Message):
+    """Options of FSDP; also of Auto, should it pick FSDP."""
+
+    reshard_after_forward: bool = Field(
+        True,
+        description="Let go of a block's weights between its forward and its backward pass. false: hold them, which "
+        "saves a third of the communication and costs the memory of the whole model's weights.",
+    )
+    cpu_offload: bool = Field(
+        False, description="Keep shards and moments in host memory, and step there: much slower, for the last resort."
+    )
+
+
 class Distributed(Message):
     """How the work is spread over processes."""
 
-    sharding: Annotated[Sharding, Field(json_schema_extra=only(["Auto", "DDP"], "sharding"))] = Field(
-        Sharding.AUTO, description="Auto picks from the memory estimate."
+    model_config = ruled(
+        cel(
+            "!has(self.fsdp) || self.sharding != 'DDP'",
+            "distributed.fsdp belongs to FSDP; remove it, or set distributed.sharding to FSDP or Auto",
+            at=".fsdp",
+        )
     )
+
+    sharding: Sharding = Field(
+        Sharding.AUTO,
+        description="DDP: every process holds the whole model. FSDP: each holds a shard of weights, gradients and "
+        "moments. Auto: DDP where that fits into the devices, else FSDP.",
+    )
+    fsdp: FsdpOptions | None = Field(None, description="Options of FSDP.")
     min_nodes: int | None = Field(
         None,
         ge=1,
@@ -160,8 +184,18 @@ class Scheduling(Message):
     queue: str | None = Field(
         None,
         max_length=63,
-        description="Kueue's LocalQueue.",
-        json_schema_extra=not_yet("scheduling.queue", "remove it"),
+        description="Kueue's LocalQueue, which then says when the job starts, and may take it back.",
+        json_schema_extra=rules(
+            form("^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "must be the name of a LocalQueue in the job's namespace")
+        ),
+    )
+    managed_by: Text | None = Field(
+        None,
+        description="managedBy of the Job: who runs it instead of the cluster's own Job controller, such as "
+        "kueue.x-k8s.io/multikueue.",
+        json_schema_extra=rules(
+            form("^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-a-z0-9._/]+$", "must be a path with a domain: domain/name")
+        ),
     )
     priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
     scheduler_name: ObjectName | None = Field(None, description="Scheduler of the pods; absent: the cluster's own.")
@@ -190,20 +224,25 @@ class Retries(Message):
     out_of_memory: int = Field(0, ge=0, le=1000, description="GPU or host memory exhausted.")
 
 
+MAX_SECONDS = 10 * 366 * 24 * 3600
+
+
 class RunPolicy(Message):
-    """When a job is stopped, started again and cleaned up; retries can be changed at any time."""
+    """When a job is stopped, started again and cleaned up; all but the grace period can be changed at any time."""
 
     active_deadline_seconds: int | None = Field(
         None,
         ge=1,
-        description="Time of running after which the job fails.",
-        json_schema_extra=not_yet("runPolicy.activeDeadlineSeconds", "set hyperparameters.maxSteps"),
+        le=MAX_SECONDS,
+        description="Time of running after which the job fails. status.activeSeconds counts it: over all attempts, "
+        "without the time in which it waits, is suspended or starts.",
     )
     start_deadline_seconds: int | None = Field(
         None,
         ge=1,
-        description="Time without a running pod after which the job fails.",
-        json_schema_extra=not_yet("runPolicy.startDeadlineSeconds", "remove it"),
+        le=MAX_SECONDS,
+        description="Time after which the job fails when its pods do not all run: for lack of nodes, images, volumes. "
+        "It begins anew only when they did run, were suspended, or wait in a queue, which is not counted.",
     )
     stall_timeout_seconds: int | None = Field(
         None,
@@ -214,8 +253,9 @@ class RunPolicy(Message):
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,
-        description="Time after the end after which the job is deleted.",
-        json_schema_extra=not_yet("runPolicy.ttlSecondsAfterFinished", "delete the job yourself"),
+        le=MAX_SECONDS,
+        description="Time after the end after which the FineTuneJob is deleted with all that belongs to it in the "
+        "cluster; what it has written stays. Absent: never.",
     )
     termination_grace_period_seconds: int = Field(
         120, ge=30, le=3600, description="Time between the request to stop and the kill: a checkpoint must fit into it."

@@ -10,6 +10,7 @@ from finetune_api.contract import ANNOTATION_ATTEMPT
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.pods import lost_status
 from finetune_operator.cluster.port import (
+    FINE_TUNE_JOB,
     JOB,
     KINDS,
     POD,
@@ -20,7 +21,18 @@ from finetune_operator.cluster.port import (
     Key,
     Object,
 )
-from finetune_operator.lifecycle import Action, Create, Delete, ForgetStart, Free, Remove, Resume, Suspend
+from finetune_operator.lifecycle import (
+    Action,
+    Create,
+    Delete,
+    Expire,
+    ForgetStart,
+    Free,
+    Number,
+    Remove,
+    Resume,
+    Suspend,
+)
 from finetune_operator.observed import Observed, controller_uid, is_tracked
 from finetune_operator.plan import Manifests, plan
 from finetune_operator.plan.names import selector
@@ -48,6 +60,9 @@ class Actor:
     async def act(self, key: Key, job: FineTuneJob, observed: Observed, action: Action) -> Observed:
         """Do it. Returns the children as they are afterwards."""
         match action:
+            case Expire():
+                await self._cluster.delete(FINE_TUNE_JOB, key, job.metadata.uid)
+                return observed
             case Free(pods):
                 for pod in pods:
                     await self._free(pod)
@@ -61,7 +76,7 @@ class Actor:
                 return replace(observed, workload=await self._act_on_workload(job, observed, action))
 
     async def _act_on_workload(
-        self, job: FineTuneJob, observed: Observed, action: Create | Delete | Suspend | ForgetStart | Resume
+        self, job: FineTuneJob, observed: Observed, action: Create | Delete | Suspend | ForgetStart | Number | Resume
     ) -> Object | None:
         """Do it. Returns the Indexed Job as it is afterwards, or None when it is gone."""
         match action:
@@ -74,18 +89,15 @@ class Actor:
                 return await self._patch(observed, [{"op": "add", "path": "/spec/suspend", "value": True}])
             case ForgetStart():
                 return await self._patch(observed, [{"op": "remove", "path": "/status/startTime"}], "status")
+            case Number(attempt):
+                await self._create_needs(job, attempt)
+                return await self._patch(observed, _numbered(attempt))
             case Resume(attempt):
                 # Whatever was deleted meanwhile is there again before the pods need it.
-                await self._create_needs(job, attempt)
-                return await self._patch(
-                    observed,
-                    [
-                        # Applies to a Job at rest only: pods of two attempts must never meet.
-                        {"op": "test", "path": "/spec/suspend", "value": True},
-                        {"op": "add", "path": ATTEMPT_PATH, "value": str(attempt)},
-                        {"op": "add", "path": "/spec/suspend", "value": False},
-                    ],
-                )
+                needs = await self._create_needs(job, attempt)
+                moved = _moved(observed.workload, needs.workload)
+                resumed = {"op": "add", "path": "/spec/suspend", "value": False}
+                return await self._patch(observed, [*_numbered(attempt), *moved, resumed])
 
     async def _create(self, job: FineTuneJob, attempt: int) -> Object:
         """The Job last: when it is there, all that its pods need is there."""
@@ -94,8 +106,8 @@ class Actor:
 
     async def _create_needs(self, job: FineTuneJob, attempt: int) -> Manifests:
         manifests = plan(job, self._settings, attempt)
-        await self._ensure(job, manifests.config_map)
-        await self._ensure(job, manifests.service)
+        for manifest in manifests.needs():
+            await self._ensure(job, manifest)
         return manifests
 
     async def _ensure(self, job: FineTuneJob, manifest: Object) -> Object:
@@ -136,6 +148,26 @@ class Actor:
         return await self._cluster.patch(
             JOB, Key(metadata["namespace"], metadata["name"]), [guard, *patch], subresource
         )
+
+
+def _moved(workload: Object | None, wanted: Object) -> JsonPatch:
+    """Where the next pods run, if that is to be elsewhere; all else of a template is fixed."""
+    path, name = "/spec/template/spec/affinity", "nodeAffinity"
+    new = (wanted["spec"]["template"]["spec"].get("affinity") or {}).get(name)
+    old = (workload or wanted)["spec"]["template"]["spec"].get("affinity")
+    if not new or new == (old or {}).get(name):
+        return []
+    # Only this part of it may change.
+    whole = {"op": "add", "path": path, "value": {name: new}}
+    return [whole if old is None else {"op": "add", "path": f"{path}/{name}", "value": new}]
+
+
+def _numbered(attempt: int) -> JsonPatch:
+    """Applies to a suspended Job only: pods of two attempts must never meet."""
+    return [
+        {"op": "test", "path": "/spec/suspend", "value": True},
+        {"op": "add", "path": ATTEMPT_PATH, "value": str(attempt)},
+    ]
 
 
 def _key(obj: Object) -> Key:

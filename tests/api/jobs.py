@@ -176,7 +176,7 @@ def _everything() -> Object:
             "scratch": "20Gi",
             "sharedMemory": "1Gi",
         },
-        "distributed": {"sharding": "DDP"},
+        "distributed": {"sharding": "FSDP", "fsdp": {"reshardAfterForward": False, "cpuOffload": True}},
         "storage": {
             "s3": {
                 "endpoint": "https://s3.example.com",
@@ -188,6 +188,8 @@ def _everything() -> Object:
             "serviceAccountName": "trainer",
         },
         "scheduling": {
+            "queue": "team",
+            "managedBy": "kueue.x-k8s.io/multikueue",
             "priorityClassName": "low",
             "schedulerName": "other",
             "nodeSelector": {"zone": "a"},
@@ -196,6 +198,9 @@ def _everything() -> Object:
         },
         "runPolicy": {
             "terminationGracePeriodSeconds": 60,
+            "activeDeadlineSeconds": 86400,
+            "startDeadlineSeconds": 3600,
+            "ttlSecondsAfterFinished": 604800,
             "retries": {"infrastructure": 1, "application": 2, "outOfMemory": 3},
         },
         "suspend": True,
@@ -254,6 +259,14 @@ FULLS |= {
             "spec.dataset.streaming": True,
             "spec.dataset.validation": {"uri": "s3://data/held-out.jsonl"},
             "spec.hyperparameters.packing": REMOVED,
+        },
+    ),
+    "shards": changed(
+        full("Full"),
+        {
+            "spec.distributed.sharding": "FSDP",
+            "spec.hyperparameters.optimizer": REMOVED,
+            "spec.hyperparameters.torchCompile": REMOVED,
         },
     ),
     "stages by epochs": changed(

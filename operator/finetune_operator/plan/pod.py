@@ -10,6 +10,7 @@ from finetune_api.run import Resources
 from finetune_operator.cluster.port import Object
 from finetune_operator.plan.environment import environment
 from finetune_operator.plan.names import labels, workload_name
+from finetune_operator.plan.nodes import affinity
 from finetune_operator.plan.volumes import volumes
 from finetune_operator.settings import Settings
 
@@ -50,8 +51,8 @@ def _pod_spec(job: FineTuneJob, settings: Settings) -> Object:
         "serviceAccountName": storage.service_account_name,
         "priorityClassName": scheduling.priority_class_name,
         "schedulerName": scheduling.scheduler_name,
-        "affinity": scheduling.affinity,
-        "imagePullSecrets": [{"name": name} for name in template.image_pull_secrets] if template else None,
+        "affinity": affinity(job),
+        "imagePullSecrets": _pull_secrets(job, settings),
     }
     return _present(spec)
 
@@ -76,6 +77,12 @@ def _trainer(job: FineTuneJob, settings: Settings) -> Object:
         # A trainer that could not even start leaves no message: then the end of its log says why.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
+
+
+def _pull_secrets(job: FineTuneJob, settings: Settings) -> list[Object]:
+    """The job's own first; each once, since the API server takes a list with two of a name, and then loses one."""
+    own = job.spec.pod_template.image_pull_secrets if job.spec.pod_template else []
+    return [{"name": name} for name in dict.fromkeys([*own, *settings.image_pull_secrets])]
 
 
 def _resources(resources: Resources) -> Object:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.api.refusals.refusal import A_GPU, A_NAME, AN_AMOUNT, LABELS, POD, Refusal
+from tests.api.refusals.refusal import A_GPU, A_NAME, AN_AMOUNT, HYPER, LABELS, POD, Refusal
+
+SHARDED = {"spec.distributed.sharding": "FSDP"}
 
 BY_RULE = (
     Refusal(
@@ -24,6 +26,39 @@ BY_RULE = (
         "set it to resources.gpusPerNode",
     ),
     Refusal(
+        "options of shards for replicas",
+        {"spec.distributed": {"sharding": "DDP", "fsdp": {"reshardAfterForward": False}}},
+        "spec.distributed.fsdp: Forbidden: distributed.fsdp belongs to FSDP; remove it, or set distributed.sharding to "
+        "FSDP or Auto",
+    ),
+    Refusal(
+        "offloading from no GPU",
+        {"spec.distributed": {"fsdp": {"cpuOffload": True}}},
+        "spec.distributed.fsdp.cpuOffload: Forbidden: cpuOffload keeps shards out of GPUs, and without GPUs they are "
+        "in host memory anyway; remove it, or set resources.gpusPerNode",
+    ),
+    Refusal(
+        "single elements of shards",
+        {
+            "spec.strategy": {"type": "Partial", "select": {"layers": {"last": 1}, "fisher": {"fraction": 0.1}}},
+            **SHARDED,
+        },
+        "spec.distributed.sharding: Forbidden: select.fisher picks single elements of tensors, and FSDP tears tensors "
+        "apart; set sharding to DDP or Auto",
+    ),
+    Refusal(
+        "moments in 8 bits in shards",
+        {f"{HYPER}.optimizer": "adamw8bit", **SHARDED},
+        "spec.distributed.sharding: Forbidden: the 8-bit optimizers take tensors whole, and FSDP shards the moments "
+        "anyway; set optimizer to adamw, or sharding to DDP",
+    ),
+    Refusal(
+        "compiled shards",
+        {f"{HYPER}.torchCompile": True, **SHARDED},
+        "spec.distributed.sharding: Forbidden: torchCompile is not supported with FSDP yet; remove it, or set sharding "
+        "to DDP",
+    ),
+    Refusal(
         "a GPU resource without domain",
         {"spec.resources.gpuResource": "gpu"},
         'spec.resources.gpuResource: Invalid value: "gpu": must be an extended resource: domain/name',
@@ -32,6 +67,16 @@ BY_RULE = (
         "gigabytes as people say it",
         {"spec.resources.memory": "16GB"},
         f'spec.resources.memory: Invalid value: "16GB": {AN_AMOUNT}',
+    ),
+    Refusal(
+        "a queue that is no name",
+        {"spec.scheduling.queue": "Team A"},
+        'spec.scheduling.queue: Invalid value: "Team A": must be the name of a LocalQueue in the job\'s namespace',
+    ),
+    Refusal(
+        "a manager without domain",
+        {"spec.scheduling.managedBy": "multikueue"},
+        'spec.scheduling.managedBy: Invalid value: "multikueue": must be a path with a domain: domain/name',
     ),
     Refusal("no processor", {"spec.resources.cpu": 0}, f"spec.resources.cpu: Invalid value: 0: {AN_AMOUNT}"),
     Refusal(
