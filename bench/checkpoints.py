@@ -35,7 +35,7 @@ from finetune_trainer.storage import Store
 from finetune_trainer.tasks.trainer import JobTrainer
 
 EVERY = 20
-BLOCKS = (False, True, False, False, True, True, False, False, True)
+BLOCKS = (False, True, False, False, True)
 """Whether a checkpoint is saved at the beginning of a block of EVERY steps; the first block warms up."""
 FULL_STEPS = 3
 ROWS, POSITION, BATCH = 1_000_000, 200_000, 4

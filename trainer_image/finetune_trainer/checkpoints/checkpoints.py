@@ -59,7 +59,7 @@ class Checkpoints:
         self._staging = Staging(self.gang.rank, self.gang.size, len(self.gang.neighbours))
         self._delivery = Delivery(self.gang, on_commit)
         self.waited_seconds = 0.0
-        """How long training has waited for uploads of steps before."""
+        """How long training has waited for uploads."""
 
     def restore(self, directory: Path, warn: Callable[[str], None]) -> tuple[CheckpointRef, Path] | None:
         """Fetch the newest complete checkpoint into directory; None when there is none.
@@ -155,7 +155,7 @@ class Checkpoints:
         Raises:
             TrainerError: the upload of an earlier step failed, or there is no memory to stage this one in.
         """
-        self.waited_seconds += self._delivery.wait(self._on_wait)
+        self.wait()
         files = self._staging.stage(state)
         if self.gang.rank == 0:
             files += [Held(name=path.name, path=str(path)) for path in sorted(folder.iterdir())]
@@ -172,11 +172,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until nothing is in flight; raises what the upload failed with."""
-        self._delivery.wait(self._on_wait)
-
-    def raise_failure(self) -> None:
-        """Raise what an upload failed with, if one did."""
-        self._delivery.raise_failure()
+        self.waited_seconds += self._delivery.wait(self._on_wait)
 
     def close(self) -> None:
         """Wait for the last upload, end the uploader and give its memory back."""

@@ -170,11 +170,7 @@ class Delivery:
             if thread.is_alive():
                 on_wait(time.monotonic() - began)
         self._thread = None
-        self.raise_failure()
-        return time.monotonic() - began
-
-    def raise_failure(self) -> None:
-        """Raise what an upload failed with, if one did; asked at every step, so that no GPU works for nothing."""
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        return time.monotonic() - began

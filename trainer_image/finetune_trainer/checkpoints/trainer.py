@@ -87,7 +87,8 @@ class CheckpointingMixin(_Base):
         load_trainable_state(self.accelerator.unwrap_model(self.model), self.learning, paths)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.checkpoints.raise_failure()
+        # The one before may still be read from the same folder, and what it failed with ends the run here.
+        self.checkpoints.wait()
         # An evaluation leaves some of it gathered, which the optimizer does not know.
         let_go(self.model)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
