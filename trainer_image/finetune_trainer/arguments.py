@@ -82,15 +82,9 @@ def common_arguments(
     )
 
 
-def global_batch(spec: FineTuneJobSpec) -> int:
-    """Rows that one optimizer step learns from, over all ranks, however many are there now."""
-    values = spec.hyperparameters
-    return values.per_device_batch_size * values.gradient_accumulation_steps * planned_ranks(spec)
-
-
-def planned_ranks(spec: FineTuneJobSpec) -> int:
-    """Ranks that the job has when all its nodes are there."""
-    return spec.resources.nodes * (spec.resources.processes_per_node or 1)
+def global_batch(spec: FineTuneJobSpec, world_size: int) -> int:
+    """Rows that one optimizer step learns from, over all ranks: the same with fewer of them."""
+    return spec.hyperparameters.per_device_batch_size * accumulation(spec, world_size) * world_size
 
 
 def accumulation(spec: FineTuneJobSpec, world_size: int) -> int:
@@ -99,10 +93,10 @@ def accumulation(spec: FineTuneJobSpec, world_size: int) -> int:
     Raises:
         UsageError: the ranks cannot divide it evenly.
     """
-    planned = planned_ranks(spec)
+    planned = max(world_size, spec.resources.nodes * (spec.resources.processes_per_node or 1))
     batches = spec.hyperparameters.gradient_accumulation_steps * planned
     each, left = divmod(batches, world_size)
-    if left or not each:
+    if left:
         factor = world_size // math.gcd(planned, world_size)
         raise UsageError(
             f"spec.hyperparameters.gradientAccumulationSteps: a step has {batches} batches, which {world_size} ranks "

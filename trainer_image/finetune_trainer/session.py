@@ -263,7 +263,7 @@ class Start:
     def _tell_batch(self) -> None:
         """How many rows a step learns from: with several ranks a multiple of what the spec says of each."""
         context, spec, values = self.context, self.context.job.spec, self.context.job.spec.hyperparameters
-        rows = global_batch(spec)
+        rows = global_batch(spec, context.world_size)
         context.reporter.update(
             world_size=context.world_size, global_batch_size=rows, peak_learning_rate=values.learning_rate
         )

@@ -288,7 +288,7 @@ def _result(
         trainable_parameters=trainable,
         total_parameters=total,
         world_size=context.world_size,
-        global_batch_size=global_batch(context.job.spec),
+        global_batch_size=global_batch(context.job.spec, context.world_size),
         learning_rate=values.learning_rate,
         train_seconds=round(trained_seconds(session.trainer), 3),
         tokens=state.num_input_tokens_seen,
