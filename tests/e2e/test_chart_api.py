@@ -11,10 +11,12 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +46,7 @@ class Release:
         self.values: Object = {"watch": {"namespaces": [jobs]}, "crds": {"enabled": False}}
         self._folder = folder
         self.replicas: list[subprocess.Popen[bytes]] = []
+        self.ports: list[int] = []
 
     def start(self) -> subprocess.Popen[bytes]:
         """One more replica, as the Deployment says."""
@@ -56,11 +59,20 @@ class Release:
         config["users"] = [{"name": config["contexts"][0]["context"]["user"], "user": {"token": token}}]
         file = self._folder / f"{secrets.token_hex(3)}.kubeconfig"
         file.write_text(json.dumps(config))
-        more = {"KUBECONFIG": str(file), "PYTHONPATH": path, "FINETUNE_OPERATOR_HTTP_PORT": "0"}
+        self.ports.append(_free_port())
+        more = {"KUBECONFIG": str(file), "PYTHONPATH": path, "FINETUNE_OPERATOR_HTTP_PORT": str(self.ports[-1])}
         log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         command = [sys.executable, "-m", "finetune_operator.main"]
         self.replicas.append(subprocess.Popen(command, env={**os.environ, **environment, **more}, stderr=log))
         return self.replicas[-1]
+
+    def ready(self) -> bool:
+        """Whether the newest replica is: it has looked at the Lease by then, and counts from its first look."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[-1]}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def lease(self) -> Object:
         spec: Object = get("lease", f"{RELEASE}-finetune-operator", self.namespace)["spec"]
@@ -140,6 +152,7 @@ async def test_a_killed_leader_is_succeeded_within_twenty_seconds_and_a_stopped_
     first = release.start()
     held = await eventually(lambda: _holder(release))
     release.start()
+    await eventually(release.ready)
     kubectl("apply", "-f", "-", stdin=tune(release.jobs, "before"))
     await reaches(release.jobs, "before", "Starting")
     first.send_signal(signal.SIGKILL)
@@ -166,6 +179,12 @@ async def test_what_the_operator_lists_is_whole_and_never_null(release: Release)
         assert found["metadata"]["uid"] == created["metadata"]["uid"]
         assert "spec" not in found
         await cluster.delete(FINE_TUNE_JOB, Key(release.jobs, "one"), created["metadata"]["uid"])
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 def _holder(release: Release) -> str:
