@@ -51,6 +51,25 @@ async def test_a_pod_without_a_node_says_what_is_wanting(reason: str, text: str)
     assert (await world.conditions())["Scheduled"] == "False"
 
 
+async def test_a_volume_that_cannot_be_mounted_is_told_in_the_words_of_the_kubelets_event() -> None:
+    world = World(admit=admit_all)
+    await world.create()
+    await world.pass_once()
+    await world.node.jobs.sync()
+    (pod,) = await world.pods()
+    since = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T12:00:00Z"}
+    patch: JsonPatch = [{"op": "add", "path": "/status/conditions", "value": [since]}]
+    await world.cluster.patch(POD, Key("ml", pod["metadata"]["name"]), patch, "status")
+    text = 'MountVolume.SetUp failed for volume "ca-bundle": configmap "my-ca" not found'
+    await world.cluster.emit(pod, "FailedMount", text, warning=True)
+    await world.pass_once()
+    assert await world.phase() == ("Starting", "PodsStarting")
+    world.clock.forward(30)
+    await world.pass_once()
+    assert await world.phase() == ("Starting", "FailedMount")
+    assert text in (await world.status())["message"]
+
+
 async def test_a_quota_is_told_in_the_words_of_the_job_controllers_event() -> None:
     world = World(admit=admit_all)
     await world.create()
