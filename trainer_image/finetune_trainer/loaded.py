@@ -54,7 +54,7 @@ class Loaded:
 
 
 def is_weightless(model: PreTrainedModel) -> bool:
-    """Whether a model has shapes alone, but for what is new: it is looked at, or gets its numbers when it is sharded."""
+    """Whether a model has shapes alone, but for what is new to it; it is looked at, or gets its numbers later."""
     return any(parameter.is_meta for parameter in model.parameters())
 
 
