@@ -54,8 +54,8 @@ class Loaded:
 
 
 def is_weightless(model: PreTrainedModel) -> bool:
-    """Whether a model has shapes alone: it is only looked at, or gets its numbers when it is sharded."""
-    return model.device.type == "meta"
+    """Whether a model has shapes alone, but for what is new to it; it is looked at, or gets its numbers later."""
+    return any(parameter.is_meta for parameter in model.parameters())
 
 
 def lies_in(parameter: str, modules: Iterable[str]) -> bool:
