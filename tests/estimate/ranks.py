@@ -1,7 +1,7 @@
 """Two processes that train a small model for real, and count the bytes of all tensors that are alive.
 
-Usage: ranks.py FOLDER; FOLDER/model holds config.json. Rank 0 writes FOLDER/counted.json: the most bytes in a step after
-the first, by case of CASES.
+Usage: ranks.py FOLDER; FOLDER/model holds config.json. Rank 0 writes FOLDER/counted.json: by case of CASES the most
+bytes in the second step.
 """
 
 from __future__ import annotations

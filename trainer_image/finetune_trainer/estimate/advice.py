@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -43,9 +44,12 @@ def less_memory(job: FineTuneJob, *, sharded: bool = False, fits: Fits | None = 
         return LAST_RESORT
     if fits is None or fits(job.spec):
         return ladder[0].words
-    needed = next((number for number, remedy in enumerate(ladder, 1) if fits(remedy.spec)), None)
-    told = [remedy.words for remedy in ladder[:needed]]
-    return "; then ".join(told if needed is not None else [*told, LAST_RESORT])
+    told = [remedy.words for remedy in ladder]
+    if not fits(ladder[-1].spec):
+        return "; then ".join([*told, LAST_RESORT])
+    # Each change needs less than the one before it, and estimates take their time.
+    needed = bisect_left(ladder, True, key=lambda remedy: fits(remedy.spec)) + 1
+    return "; then ".join(told[:needed])
 
 
 def remedies(spec: FineTuneJobSpec, *, sharded: bool) -> Iterator[Remedy]:

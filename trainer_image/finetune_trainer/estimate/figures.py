@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from pydantic import Field
+from pydantic import Field, computed_field
 
 from finetune_api.common import Message
 from finetune_api.hyperparameters import Optimizer
@@ -61,10 +61,12 @@ class Memory(Message):
     activations: int = Field(description="What the passes hold beside parameters and gradients, at the highest point.")
     temporary: int = Field(description="Buffers of the collectives, blocks that FSDP has gathered, 4-bit unpacked.")
 
+    @computed_field
     @property
     def total(self) -> int:
         return self.parameters + self.gradients + self.optimizer + self.activations + self.temporary
 
+    @computed_field
     @property
     def needs(self) -> int:
         """The memory that a GPU must have for it."""
@@ -78,6 +80,7 @@ class Traffic(Message):
     all_gather: int = 0
     reduce_scatter: int = 0
 
+    @computed_field
     @property
     def total(self) -> int:
         return self.all_reduce + self.all_gather + self.reduce_scatter
@@ -89,6 +92,7 @@ class Checkpoint(Message):
     weights: int
     optimizer: int
 
+    @computed_field
     @property
     def total(self) -> int:
         return self.weights + self.optimizer

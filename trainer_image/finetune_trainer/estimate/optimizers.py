@@ -54,7 +54,7 @@ def _moments_8bit(elements: int, embedding: bool) -> int:
 
 
 def _factored(shape: tuple[int, ...]) -> int:
-    """Elements of a second moment that is held by rows and columns (Shazeer and Stern, 2018); vectors are held whole."""
+    """Elements of a second moment held by rows and columns (Shazeer and Stern, 2018); vectors are held whole."""
     if len(shape) < 2:
         return prod(shape)
     return prod(shape[:-1]) + prod(shape[:-2]) * shape[-1]

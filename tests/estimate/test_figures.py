@@ -1,0 +1,149 @@
+"""Sums that can be done by hand: GPUs, optimizers, shards, traffic, checkpoints, and Auto."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_api.hyperparameters import Optimizer
+from finetune_api.run import Sharding
+from finetune_trainer.estimate.figures import (
+    EMBEDDING,
+    TAIL,
+    Course,
+    Held,
+    Memory,
+    checkpoint,
+    gathered,
+    state,
+    traffic,
+)
+from finetune_trainer.estimate.gpus import GB, MIB, gpu_of
+from finetune_trainer.estimate.optimizers import State, state_bytes
+from finetune_trainer.estimate.sharding import choose_sharding
+
+
+@pytest.mark.parametrize(
+    ("product", "mib"),
+    [
+        ("NVIDIA-A100-SXM4-40GB", 40_960),
+        ("NVIDIA-A100-SXM4-80GB", 81_920),
+        ("NVIDIA-A100-80GB-PCIe", 81_920),
+        ("NVIDIA-H100-80GB-HBM3", 81_559),
+        ("NVIDIA-H100-PCIe", 81_559),
+        ("NVIDIA-H100-NVL", 95_830),
+        ("NVIDIA-H200", 143_771),
+        ("NVIDIA-B200", 183_359),
+        ("NVIDIA-GH200-480GB", 97_871),
+        ("NVIDIA-L4", 23_034),
+        ("NVIDIA-L4-SHARED", 23_034),
+        ("NVIDIA-L40S", 46_068),
+        ("NVIDIA-A10G", 23_028),
+        ("NVIDIA-GeForce-RTX-4090", 24_564),
+        ("Tesla-T4", 15_360),
+        ("Tesla-V100-SXM2-16GB", 16_384),
+        ("Tesla-V100-SXM2-32GB", 32_768),
+    ],
+)
+def test_labels_of_gpus_tell_their_memory(product: str, mib: int) -> None:
+    gpu = gpu_of(product)
+    assert gpu is not None
+    assert gpu.memory == mib * MIB
+    assert gpu.bfloat16 is not product.startswith("Tesla")
+
+
+def test_slices_and_unknown_products_have_what_their_names_tell() -> None:
+    assert gpu_of("NVIDIA-A100-SXM4-80GB-MIG-3g.40gb").memory == 40 * GB
+    assert gpu_of("NVIDIA-X900-96GB").memory == 96 * GB
+    assert gpu_of("AMD-Instinct") is None
+    assert gpu_of(None) is None
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "shape", "state"),
+    [
+        (Optimizer.ADAMW, (100, 10), State(8_000)),
+        (Optimizer.ADAMW_8BIT, (1024, 1024), State(2 * (2**20 + 4 * 2**12 + 1024))),
+        (Optimizer.ADAMW_8BIT, (4095,), State(8 * 4095)),
+        (Optimizer.PAGED_ADAMW_8BIT, (1024, 1024), State(0, 2 * (2**20 + 4 * 2**12 + 1024))),
+        (Optimizer.PAGED_ADAMW_8BIT, (256, 256), State(2 * (2**16 + 4 * 2**8 + 1024))),
+        (Optimizer.ADAFACTOR, (100, 10), State(4 * 110)),
+        (Optimizer.ADAFACTOR, (3, 100, 10), State(4 * 3 * 110)),
+        (Optimizer.ADAFACTOR, (100,), State(400)),
+        (Optimizer.SGD, (100, 10), State(0)),
+    ],
+)
+def test_an_optimizer_holds_so_much(optimizer: Optimizer, shape: tuple[int, ...], state: State) -> None:
+    assert state_bytes(optimizer, shape) == state
+
+
+def test_moments_of_an_embedding_stay_in_32_bits() -> None:
+    assert state_bytes(Optimizer.ADAMW_8BIT, (1024, 1024), embedding=True) == State(8 * 2**20)
+
+
+FROZEN = Held("base", (1000, 10), whole=10_000, itemsize=2, learns=False, unit="block", extra=64)
+LEARNING = Held("new", (50, 10), whole=1_000, itemsize=4, learns=True, unit="block")
+
+
+def test_what_is_frozen_has_neither_gradients_nor_moments() -> None:
+    assert state([FROZEN, LEARNING], Optimizer.ADAMW) == (20_064 + 2_000, 2_000, 4_000, 0)
+    assert checkpoint([FROZEN, LEARNING], Optimizer.ADAMW).total == 2_000 + 4_000
+
+
+def test_replicas_exchange_gradients_once_and_shards_all_parameters_in_each_pass() -> None:
+    replicated = traffic([FROZEN, LEARNING], Sharding.DDP, 4, 8, itemsize=2)
+    assert (replicated.all_reduce, replicated.total) == (2 * 3 * 4_000 // 4, 6_000)
+    sharded = traffic([FROZEN, LEARNING], Sharding.FSDP, 4, 8, itemsize=2)
+    assert sharded.all_gather == 2 * 8 * 22_000 * 3 // 4
+    assert sharded.reduce_scatter == 8 * 4_000 * 3 // 4
+    assert traffic([LEARNING], Sharding.DDP, 1, 8, itemsize=2).total == 0
+
+
+def test_the_head_stays_gathered_while_blocks_come_and_go() -> None:
+    head = Held("head", (5, 10), whole=100, itemsize=4, learns=False, unit=TAIL)
+    blocks = [Held(f"{n}", (5, 10), whole=100, itemsize=4, learns=False, unit=f"{n}") for n in range(9)]
+    assert gathered([head, *blocks], itemsize=2, activations=0) == 200 + 3 * 200
+    learning = [Held("0", (5, 10), whole=100, itemsize=4, learns=True, unit="0")]
+    assert gathered([head, *learning], itemsize=2, activations=0) == 200 + 3 * 200 + 600
+
+
+def test_the_embedding_counts_only_where_it_needs_more_than_all_activations() -> None:
+    table = Held("table", (500, 10), whole=10_000, itemsize=4, learns=True, unit=EMBEDDING)
+    block = Held("0", (5, 10), whole=100, itemsize=4, learns=False, unit="0")
+    assert gathered([table, block], itemsize=2, activations=0) == 2 * 20_000 + 60_000
+    assert gathered([table, block], itemsize=2, activations=100_000) == 600
+
+
+def test_gradients_grow_while_activations_go() -> None:
+    course = Course(((1000, 0), (800, 100), (100, 300)))
+    assert course.highest(accumulates=True, bytes_per_element=4) == 1000
+    assert course.highest(accumulates=False, bytes_per_element=4) == 1300 - 1200
+    assert course.highest(accumulates=False, bytes_per_element=0.5) == 1000 - 150
+
+
+def memory(size: int) -> Memory:
+    return Memory(parameters=size, gradients=0, optimizer=0, activations=0, temporary=0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "ranks", "available", "chosen"),
+    [
+        (Sharding.AUTO, 8, 100, Sharding.DDP),
+        (Sharding.AUTO, 8, 99, Sharding.FSDP),
+        (Sharding.AUTO, 1, 10, Sharding.DDP),
+        (Sharding.AUTO, 8, None, Sharding.DDP),
+        (Sharding.DDP, 8, 10, Sharding.DDP),
+        (Sharding.FSDP, 8, 1000, Sharding.FSDP),
+    ],
+)
+def test_auto_takes_replicas_where_one_fits_with_room_to_spare(
+    asked: Sharding, ranks: int, available: int | None, chosen: Sharding
+) -> None:
+    assert choose_sharding(asked, ranks, available, lambda: memory(90)) is chosen
+
+
+def test_nothing_is_estimated_where_it_decides_nothing() -> None:
+    def never() -> Memory:
+        raise AssertionError("asked")
+
+    assert choose_sharding(Sharding.FSDP, 8, 10, never) is Sharding.FSDP
+    assert choose_sharding(Sharding.AUTO, 1, 10, never) is Sharding.DDP
