@@ -31,18 +31,22 @@ from finetune_operator.cluster.port import (
 from finetune_operator.lifecycle import (
     Action,
     Create,
+    CreatePreflight,
     Decision,
     Delete,
+    DeletePreflight,
     ForgetStart,
     Resume,
     Suspend,
+    WorkloadAction,
     decide,
+    is_due,
     refused,
     unreadable,
 )
 from finetune_operator.observed import Observed, controller_uid, lacks_pods, rank_zero, refusal_in
 from finetune_operator.plan import Manifests, plan
-from finetune_operator.plan.names import selector, workload_name
+from finetune_operator.plan.names import PREFLIGHT, preflight_name, selector, workload_name
 from finetune_operator.references import Named, named, pending
 from finetune_operator.settings import Settings
 from finetune_operator.waiters import Waiters
@@ -126,16 +130,15 @@ class Reconciler:
                 await self._settle(raw, decision)
                 return decision.requeue_after
             try:
-                workload = await self._act(job, observed, decision.action)
+                observed = await self._done(job, observed, decision.action)
             except (InvalidError, ForbiddenError, NameTakenError) as error:
-                final = isinstance(error, InvalidError) and isinstance(decision.action, Create)
+                final = isinstance(error, InvalidError) and isinstance(decision.action, Create | CreatePreflight)
                 answer = refused(job, observed, now, self._settings, message=str(error), final=final)
                 if answer.action is not None:
-                    await self._act(job, observed, answer.action)
+                    await self._done(job, observed, answer.action)
                 else:
                     await self._settle(raw, answer)
                 raise
-            observed = replace(observed, workload=workload)
         raise ClusterError(f"{key}: more than {MAX_ACTIONS} actions in one pass")
 
     # --- observe -----------------------------------------------------------------------------------------------------
@@ -146,6 +149,8 @@ class Reconciler:
             workload = None
         pods = await self._cluster.list(POD, key.namespace, selector(key.name))
         observed = Observed(workload, tuple(pods), named=await self._named(key, job))
+        if is_due(job.spec, job.status):
+            observed = await self._observe_preflight(key, job, observed)
         if workload is not None and lacks_pods(observed):
             observed = replace(observed, refusal=refusal_in(await self._cluster.events_of(workload)))
         pod = rank_zero(observed)
@@ -153,6 +158,14 @@ class Reconciler:
             self._progress.forget(key)
             return observed
         return replace(observed, progress=self._progress.latest(key, pod))
+
+    async def _observe_preflight(self, key: Key, job: FineTuneJob, observed: Observed) -> Observed:
+        found = await self._cluster.read(JOB, Key(key.namespace, preflight_name(key.name)))
+        if found is None or controller_uid(found) != job.metadata.uid:
+            return observed
+        pods = await self._cluster.list(POD, key.namespace, selector(key.name, PREFLIGHT))
+        mine = tuple(pod for pod in pods if controller_uid(pod) == found["metadata"]["uid"])
+        return replace(observed, preflight=found, preflight_pods=mine)
 
     async def _named(self, key: Key, job: FineTuneJob) -> dict[str, Named | None]:
         """The jobs for which this one waits, and those for which they wait."""
@@ -184,13 +197,23 @@ class Reconciler:
 
     # --- act ---------------------------------------------------------------------------------------------------------
 
-    async def _act(self, job: FineTuneJob, observed: Observed, action: Action) -> Object | None:
+    async def _done(self, job: FineTuneJob, observed: Observed, action: Action) -> Observed:
+        """Do it. Returns what is there afterwards."""
+        match action:
+            case CreatePreflight():
+                return replace(observed, preflight=await self._create_preflight(job))
+            case DeletePreflight():
+                await self._delete(observed.preflight)
+                return replace(observed, preflight=None, preflight_pods=())
+        return replace(observed, workload=await self._act(job, observed, action))
+
+    async def _act(self, job: FineTuneJob, observed: Observed, action: WorkloadAction) -> Object | None:
         """Do it. Returns the Indexed Job as it is afterwards, or None when it is gone."""
         match action:
             case Create(attempt):
                 return await self._create(job, attempt)
             case Delete():
-                await self._delete(observed)
+                await self._delete(observed.workload)
                 return None
             case Suspend():
                 return await self._patch(observed, [{"op": "add", "path": "/spec/suspend", "value": True}])
@@ -214,6 +237,11 @@ class Reconciler:
         manifests = await self._create_needs(job, attempt)
         return await self._ensure(job, manifests.workload)
 
+    async def _create_preflight(self, job: FineTuneJob) -> Object | None:
+        manifests = plan(job, self._settings)
+        await self._ensure(job, manifests.config_map)
+        return await self._ensure(job, manifests.preflight) if manifests.preflight else None
+
     async def _create_needs(self, job: FineTuneJob, attempt: int) -> Manifests:
         manifests = plan(job, self._settings, attempt)
         await self._ensure(job, manifests.config_map)
@@ -236,8 +264,8 @@ class Reconciler:
             )
         return found
 
-    async def _delete(self, observed: Observed) -> None:
-        metadata = (observed.workload or {})["metadata"]
+    async def _delete(self, child: Object | None) -> None:
+        metadata = (child or {})["metadata"]
         await self._cluster.delete(JOB, Key(metadata["namespace"], metadata["name"]), metadata["uid"])
 
     async def _patch(self, observed: Observed, patch: JsonPatch, subresource: str | None = None) -> Object | None:

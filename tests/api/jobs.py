@@ -196,6 +196,7 @@ def _everything() -> Object:
         "runPolicy": {
             "terminationGracePeriodSeconds": 60,
             "retries": {"infrastructure": 1, "application": 2, "outOfMemory": 3},
+            "preflight": "Always",
         },
         "suspend": True,
         "podTemplate": {

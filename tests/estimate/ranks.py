@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from peft import PeftModel
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from finetune_trainer.estimate.sketch import Sketch
-from finetune_trainer.estimate.step import Meter
 from tests.estimate.jobs import of
 
 RANKS, ROWS, LENGTH = 2, 4, 192
@@ -37,6 +39,26 @@ CASES: dict[str, dict[str, Any]] = {
     "LoRA, replicated, bfloat16": {"strategy": "LoRA", "dtype": "bfloat16"},
     "LoRA, sharded, recomputing": {"strategy": "LoRA", "sharded": True, "recompute": True},
 }  # fmt: skip
+
+
+class Recount(TorchDispatchMode):
+    """Adds up all storages that are alive after every operation: FSDP empties those that it frees, and keeps them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.highest = 0
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self._storages[id(storage)] = weakref.ref(storage)
+        alive = {key: storage for key, ref in self._storages.items() if (storage := ref()) is not None}
+        self._storages = {key: self._storages[key] for key in alive}
+        self.highest = max(self.highest, sum(storage.nbytes() for storage in alive.values()))
+        return made
 
 
 def job_of(case: dict[str, Any]) -> Any:
@@ -56,20 +78,20 @@ def job_of(case: dict[str, Any]) -> Any:
 def counted(case: dict[str, Any], folder: Path) -> int:
     """The most bytes of all tensors in the second step, when the optimizer has its moments."""
     dtype = getattr(torch, case.get("dtype", "float32"))
-    meter = Meter()
+    meter = Recount()
     with meter:
         model = built(case, folder, dtype)
         ids = torch.randint(0, 1000, (ROWS, LENGTH))
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=False, foreach=False)
         for _ in range(2):
-            meter.mark()
+            meter.highest = 0
             for _ in range(case.get("steps", 1)):
                 half = dtype is not torch.float32
                 with torch.autocast("cpu", dtype) if half else nullcontext():
                     mask = torch.ones_like(ids)
                     found = model(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True).log_probs
                 (-found.sum()).backward()
-            highest = meter.mark()
+            highest = meter.highest
             optimizer.step()
             optimizer.zero_grad()
     return highest

@@ -2,20 +2,37 @@
 
 from finetune_operator.lifecycle.chain import HOPELESS
 from finetune_operator.lifecycle.decide import decide
-from finetune_operator.lifecycle.decision import Action, Create, Decision, Delete, ForgetStart, Notice, Resume, Suspend
+from finetune_operator.lifecycle.decision import (
+    Action,
+    Create,
+    CreatePreflight,
+    Decision,
+    Delete,
+    DeletePreflight,
+    ForgetStart,
+    Notice,
+    Resume,
+    Suspend,
+    WorkloadAction,
+)
 from finetune_operator.lifecycle.ending import refused, unreadable
+from finetune_operator.lifecycle.preflight import is_due
 
 __all__ = [
     "HOPELESS",
     "Action",
     "Create",
+    "CreatePreflight",
     "Decision",
     "Delete",
+    "DeletePreflight",
     "ForgetStart",
     "Notice",
     "Resume",
     "Suspend",
+    "WorkloadAction",
     "decide",
+    "is_due",
     "refused",
     "unreadable",
 ]

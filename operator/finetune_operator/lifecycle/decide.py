@@ -16,6 +16,7 @@ from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Sit
 from finetune_operator.lifecycle.ending import finish
 from finetune_operator.lifecycle.held import let_go, look_again
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
+from finetune_operator.lifecycle.preflight import check_first, stop_preflight
 from finetune_operator.lifecycle.running import follow
 from finetune_operator.lifecycle.start import start_next, still_there
 from finetune_operator.lifecycle.warnings import with_notices, with_warnings
@@ -48,7 +49,7 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     if decision.action is not None:
         return decision
     requeue_after = look_again(situation, decision.requeue_after)
-    told = decision.status if ended else with_conditions(situation, decision.status)
+    told = decision.status if ended else with_conditions(situation, decision.status, decision.valid)
     return with_notices(replace(decision, status=told, requeue_after=requeue_after), job.status)
 
 
@@ -141,9 +142,11 @@ RULES: tuple[Rule, ...] = (
     finish,
     let_go,
     _in_incident,
+    stop_preflight,
     _suspended_by_user,
     _workload_lost,
     await_named,
+    check_first,
     _not_started,
     _failing,
     follow,

@@ -46,7 +46,18 @@ class Delete:
     """Delete the Indexed Job, so that its controller lets go of the pods that it holds."""
 
 
-Action = Create | Suspend | ForgetStart | Resume | Delete
+@dataclass(frozen=True)
+class CreatePreflight:
+    """Create the Job that checks the job, with the ConfigMap that it reads."""
+
+
+@dataclass(frozen=True)
+class DeletePreflight:
+    """Delete that Job and its pod."""
+
+
+WorkloadAction = Create | Suspend | ForgetStart | Resume | Delete
+Action = WorkloadAction | CreatePreflight | DeletePreflight
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,8 @@ class Decision:
     status: FineTuneJobStatus
     action: Action | None = None
     events: tuple[Notice, ...] = ()
+    valid: bool = True
+    """Whether the job can work, as far as is known; becomes the condition Valid."""
     requeue_after: float | None = None
     """Seconds until the next look, if nothing happens before; None leaves it to watches and resync."""
 

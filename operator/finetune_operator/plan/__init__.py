@@ -8,6 +8,7 @@ from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
 from finetune_operator.plan.objects import config_map, service, workload
+from finetune_operator.plan.preflight import preflight, wants_preflight
 from finetune_operator.references import with_places
 from finetune_operator.settings import Settings
 
@@ -19,15 +20,23 @@ class Manifests:
     """What a job becomes, in the order of creation."""
 
     config_map: Object
+    preflight: Object | None
+    """The Job that checks the job first; None where none is wanted."""
     service: Object
     workload: Object
     """The Indexed Job; create-only, since its pod template cannot be changed."""
 
     def all(self) -> tuple[Object, ...]:
-        return (self.config_map, self.service, self.workload)
+        preflight = () if self.preflight is None else (self.preflight,)
+        return (self.config_map, *preflight, self.service, self.workload)
 
 
 def plan(job: FineTuneJob, settings: Settings, attempt: int = 1) -> Manifests:
     """The objects of one attempt of a job; metadata.uid of the job goes into their owner references."""
     resolved = resolve(with_places(job))
-    return Manifests(config_map(resolved), service(resolved), workload(resolved, settings, attempt))
+    return Manifests(
+        config_map(resolved),
+        preflight(resolved, settings) if wants_preflight(resolved) else None,
+        service(resolved),
+        workload(resolved, settings, attempt),
+    )
