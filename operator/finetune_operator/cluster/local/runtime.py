@@ -133,8 +133,8 @@ class ProcessRuntime:
         """Arguments of Python: what trains is given from outside, what checks is what the container says."""
         if pod["metadata"].get("labels", {}).get(LABEL_COMPONENT) != PREFLIGHT:
             return self._program
-        _python, *arguments = pod["spec"]["containers"][0]["command"]
-        return arguments
+        command: list[str] = pod["spec"]["containers"][0]["command"]
+        return command[1:]
 
     def _spawn(self, pod: Object, folder: PodFolder, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
         program = [sys.executable, *self._program_of(pod)]
