@@ -166,8 +166,9 @@ def _everything() -> Object:
         "checkpoint": {"everySteps": 100, "keep": 2},
         "output": {"uri": "s3://models/out", "merge": True, "weights": "Last"},
         "resources": {
-            "nodes": 1,
-            "gpusPerNode": 1,
+            "nodes": 2,
+            "gpusPerNode": 8,
+            "processesPerNode": 8,
             "gpuResource": "amd.com/gpu",
             "gpuProduct": "NVIDIA-L4",
             "cpu": 4,

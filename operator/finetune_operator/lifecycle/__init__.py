@@ -10,10 +10,11 @@ from finetune_operator.lifecycle.decision import (
     Delete,
     DeletePreflight,
     ForgetStart,
+    Free,
     Notice,
+    Remove,
     Resume,
     Suspend,
-    WorkloadAction,
 )
 from finetune_operator.lifecycle.ending import refused, unreadable
 from finetune_operator.lifecycle.preflight import is_due
@@ -27,10 +28,11 @@ __all__ = [
     "Delete",
     "DeletePreflight",
     "ForgetStart",
+    "Free",
     "Notice",
+    "Remove",
     "Resume",
     "Suspend",
-    "WorkloadAction",
     "decide",
     "is_due",
     "refused",

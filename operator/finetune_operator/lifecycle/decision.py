@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_api.job import FineTuneJob
 from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_operator.cluster.port import Object
 from finetune_operator.observed import Observed, parse_time, timestamp
 from finetune_operator.settings import Settings
 
@@ -56,8 +57,21 @@ class DeletePreflight:
     """Delete that Job and its pod."""
 
 
-WorkloadAction = Create | Suspend | ForgetStart | Resume | Delete
-Action = WorkloadAction | CreatePreflight | DeletePreflight
+@dataclass(frozen=True)
+class Free:
+    """Take pods of dead nodes out of the way: nobody is left there who could report their end."""
+
+    pods: tuple[Object, ...]
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Delete pods of earlier attempts, whose evidence is recorded."""
+
+    pods: tuple[Object, ...]
+
+
+Action = Create | Suspend | ForgetStart | Resume | Delete | Free | Remove | CreatePreflight | DeletePreflight
 
 
 @dataclass(frozen=True)

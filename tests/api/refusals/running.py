@@ -18,6 +18,12 @@ BY_RULE = (
         "NVIDIA-A100-SXM4-80GB",
     ),
     Refusal(
+        "two processes on one GPU",
+        {"spec.resources.processesPerNode": 2, **A_GPU},
+        "spec.resources.processesPerNode: Forbidden: every GPU has one process; remove resources.processesPerNode, or "
+        "set it to resources.gpusPerNode",
+    ),
+    Refusal(
         "a GPU resource without domain",
         {"spec.resources.gpuResource": "gpu"},
         'spec.resources.gpuResource: Invalid value: "gpu": must be an extended resource: domain/name',
