@@ -120,9 +120,7 @@ def built(case: dict[str, Any], folder: Path, dtype: torch.dtype) -> Any:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in base.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(base.model.embed_tokens, mesh=mesh, mp_policy=policy)
-    fully_shard([base.model.norm, base.lm_head], mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    return fully_shard(model, mesh=mesh, mp_policy=policy)
+    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 
 
 if __name__ == "__main__":

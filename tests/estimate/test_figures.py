@@ -6,17 +6,7 @@ import pytest
 
 from finetune_api.hyperparameters import Optimizer
 from finetune_api.run import Sharding
-from finetune_trainer.estimate.figures import (
-    EMBEDDING,
-    TAIL,
-    Course,
-    Held,
-    Memory,
-    checkpoint,
-    gathered,
-    state,
-    traffic,
-)
+from finetune_trainer.estimate.figures import ROOT, Course, Held, Memory, checkpoint, gathered, state, traffic
 from finetune_trainer.estimate.gpus import GB, MIB, gpu_of
 from finetune_trainer.estimate.optimizers import State, state_bytes
 from finetune_trainer.estimate.sharding import choose_sharding
@@ -98,19 +88,19 @@ def test_replicas_exchange_gradients_once_and_shards_all_parameters_in_each_pass
     assert traffic([LEARNING], Sharding.DDP, 1, 8, itemsize=2).total == 0
 
 
-def test_the_head_stays_gathered_while_blocks_come_and_go() -> None:
-    head = Held("head", (5, 10), whole=100, itemsize=4, learns=False, unit=TAIL)
+def test_what_lies_outside_stays_gathered_while_blocks_come_and_go() -> None:
+    head = Held("head", (5, 10), whole=100, itemsize=4, learns=False, unit=ROOT)
     blocks = [Held(f"{n}", (5, 10), whole=100, itemsize=4, learns=False, unit=f"{n}") for n in range(9)]
     assert gathered([head, *blocks], itemsize=2, activations=0) == 200 + 3 * 200
     learning = [Held("0", (5, 10), whole=100, itemsize=4, learns=True, unit="0")]
     assert gathered([head, *learning], itemsize=2, activations=0) == 200 + 3 * 200 + 600
 
 
-def test_the_embedding_counts_only_where_it_needs_more_than_all_activations() -> None:
-    table = Held("table", (500, 10), whole=10_000, itemsize=4, learns=True, unit=EMBEDDING)
+def test_gradients_outside_are_reduced_when_there_are_no_activations_any_more() -> None:
+    table = Held("table", (500, 10), whole=10_000, itemsize=4, learns=True, unit=ROOT)
     block = Held("0", (5, 10), whole=100, itemsize=4, learns=False, unit="0")
-    assert gathered([table, block], itemsize=2, activations=0) == 2 * 20_000 + 60_000
-    assert gathered([table, block], itemsize=2, activations=100_000) == 600
+    assert gathered([table, block], itemsize=2, activations=0) == 2 * 20_000 + 40_000
+    assert gathered([table, block], itemsize=2, activations=100_000) == 2 * 20_000 + 600
 
 
 def test_gradients_grow_while_activations_go() -> None:

@@ -17,8 +17,8 @@ USABLE = 0.9
 workspaces, and for what the caching allocator cannot use for being in pieces."""
 
 
-ROOT, EMBEDDING, TAIL = "root", "embedding", "tail"
-"""Units that FSDP gathers beside the blocks: the head, with an embedding that it shares, and whatever is left."""
+ROOT = "root"
+"""The unit that FSDP gathers beside the blocks: embedding, head, whatever is left."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,10 @@ def checkpoint(whole: list[Held], optimizer: Optimizer) -> Checkpoint:
 def gathered(held: list[Held], itemsize: int, activations: int) -> int:
     """Most bytes of what FSDP2 gathers and reduces at a time, on every rank.
 
-    The head stays gathered from its forward to its backward pass. Of the blocks one is in use, the next one is being
+    What lies outside of the blocks (embedding, head) stays gathered for the whole step, with its gradients, which are
+    reduced at the end, when there are no activations any more. Of the blocks one is in use, the next one is being
     prefetched, and its flat buffer is copied from; or one is in use while its gradients are put together and reduced
-    in float32. The embedding's turn is at both ends of the step, when there are no activations.
+    in float32.
 
     Args:
         itemsize: of what is gathered, bytes.
@@ -195,8 +196,6 @@ def gathered(held: list[Held], itemsize: int, activations: int) -> int:
     for item in held:
         whole[item.unit] = whole.get(item.unit, 0) + item.whole
         learning[item.unit] = learning.get(item.unit, 0) + (item.whole if item.learns else 0)
-    reduced = {unit: learning[unit] * (itemsize + FLOAT) for unit in whole}
-    kept = whole.get(TAIL, 0) * itemsize
-    blocks = max(3 * size * itemsize + reduced[unit] for unit, size in whole.items() if unit not in (TAIL, EMBEDDING))
-    ends = 2 * whole.get(EMBEDDING, 0) * itemsize + reduced.get(EMBEDDING, 0)
-    return max(kept + max(blocks, reduced.get(TAIL, 0)), ends - activations)
+    kept = (whole.get(ROOT, 0) + learning.get(ROOT, 0)) * itemsize
+    blocks = [3 * size * itemsize + learning[unit] * (itemsize + FLOAT) for unit, size in whole.items() if unit != ROOT]
+    return kept + max([*blocks, learning.get(ROOT, 0) * FLOAT - activations])

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from finetune_trainer.estimate.figures import EMBEDDING, ROOT, TAIL, Held
+from finetune_trainer.estimate.figures import ROOT, Held
 from finetune_trainer.structure import Structure
 
 if TYPE_CHECKING:
@@ -65,30 +65,19 @@ def fake_group(world_size: int) -> Iterator[None]:
 
 
 def _shard(model: Any, world_size: int) -> dict[int, str]:
-    """Shard as accelerate does (fsdp2_prepare_model): blocks, embedding, last norm with head, and the rest.
+    """Shard as training does: each block for itself, and all else with the whole model.
 
-    Returns the unit of each parameter by its identity.
+    Returns the block of each of their parameters, by its identity.
     """
     mesh = init_device_mesh("cpu", (world_size,))
     units: dict[int, str] = {}
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is not None and embedding is not None and embedding.weight is head.weight
-    groups: list[tuple[str, list[nn.Module]]] = [
-        (block.name, [block.module]) for block in Structure.of(model).blocks if _is_whole(block.module)
-    ]
-    if embedding is not None and not tied:
-        groups.append((EMBEDDING, [embedding]))
-    if head is not None:
-        groups.append((TAIL, [embedding, head] if tied else [head]))
-    for name, modules in groups:
-        fully_shard(modules if len(modules) > 1 else modules[0], mesh=mesh)
-        units |= {id(parameter): name for module in modules for parameter in module.parameters()}
+    for block in Structure.of(model).blocks:
+        # By its name: what adapters have put into its place.
+        module = model.get_submodule(block.name)
+        fully_shard(module, mesh=mesh)
+        units |= {id(parameter): block.name for parameter in module.parameters()}
     fully_shard(model, mesh=mesh)
     return units
-
-
-def _is_whole(block: nn.Module) -> bool:
-    return next(block.parameters(), None) is not None
 
 
 def _held(name: str, tensor: nn.Parameter, tables: set[str], storages: dict[str, Storage], unit: str) -> Held:
