@@ -89,7 +89,8 @@ def _recomputed(spec: FineTuneJobSpec) -> Iterator[Remedy]:
 
 def _sharded(already: bool) -> Callable[[FineTuneJobSpec], Iterator[Remedy]]:
     def step(spec: FineTuneJobSpec) -> Iterator[Remedy]:
-        ranks = spec.resources.nodes * max(1, spec.resources.gpus_per_node)
+        resources = spec.resources
+        ranks = resources.nodes * (resources.processes_per_node or max(1, resources.gpus_per_node))
         if ranks > 1 and not already and spec.distributed.sharding is not Sharding.FSDP:
             distributed = spec.distributed.model_copy(update={"sharding": Sharding.FSDP})
             yield Remedy(

@@ -31,7 +31,8 @@ class Simulation(Message):
 
 def ranks(spec: FineTuneJobSpec) -> int:
     """How many processes a job has."""
-    return spec.resources.nodes * max(1, spec.resources.gpus_per_node)
+    resources = spec.resources
+    return resources.nodes * (resources.processes_per_node or max(1, resources.gpus_per_node))
 
 
 def simulate(job: FineTuneJob, folder: Path, world_sizes: list[int]) -> Simulation:
@@ -101,9 +102,9 @@ def advice(job: FineTuneJob, estimate: Estimate, fits: Fits, gpu: Gpu | None) ->
 def _nodes(spec: FineTuneJobSpec, fits: Fits) -> int | None:
     """The fewest nodes (doubled again and again) over which the job as it is fits sharded; None: none."""
     nodes = spec.resources.nodes * 2
-    while nodes * max(1, spec.resources.gpus_per_node) <= MOST_RANKS:
+    distributed = spec.distributed.model_copy(update={"sharding": Sharding.FSDP})
+    while nodes * ranks(spec) // spec.resources.nodes <= MOST_RANKS:
         resources = spec.resources.model_copy(update={"nodes": nodes})
-        distributed = spec.distributed.model_copy(update={"sharding": Sharding.FSDP})
         if fits(spec.model_copy(update={"resources": resources, "distributed": distributed})):
             return nodes
         nodes *= 2
