@@ -10,6 +10,7 @@ from finetune_api.contract import ANNOTATION_ATTEMPT
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.pods import lost_status
 from finetune_operator.cluster.port import (
+    FINE_TUNE_JOB,
     JOB,
     KINDS,
     POD,
@@ -26,11 +27,14 @@ from finetune_operator.lifecycle import (
     CreatePreflight,
     Delete,
     DeletePreflight,
+    Expire,
     ForgetStart,
     Free,
+    Number,
     Remove,
     Resume,
     Suspend,
+    WorkloadAction,
 )
 from finetune_operator.observed import Observed, controller_uid, is_tracked
 from finetune_operator.plan import Manifests, plan
@@ -59,6 +63,9 @@ class Actor:
     async def act(self, key: Key, job: FineTuneJob, observed: Observed, action: Action) -> Observed:
         """Do it. Returns the children as they are afterwards."""
         match action:
+            case Expire():
+                await self._cluster.delete(FINE_TUNE_JOB, key, job.metadata.uid)
+                return observed
             case Free(pods):
                 for pod in pods:
                     await self._free(pod)
@@ -76,9 +83,7 @@ class Actor:
             case _:
                 return replace(observed, workload=await self._act_on_workload(job, observed, action))
 
-    async def _act_on_workload(
-        self, job: FineTuneJob, observed: Observed, action: Create | Delete | Suspend | ForgetStart | Resume
-    ) -> Object | None:
+    async def _act_on_workload(self, job: FineTuneJob, observed: Observed, action: WorkloadAction) -> Object | None:
         """Do it. Returns the Indexed Job as it is afterwards, or None when it is gone."""
         match action:
             case Create(attempt):
@@ -90,17 +95,15 @@ class Actor:
                 return await self._patch(observed, [{"op": "add", "path": "/spec/suspend", "value": True}])
             case ForgetStart():
                 return await self._patch(observed, [{"op": "remove", "path": "/status/startTime"}], "status")
+            case Number(attempt):
+                await self._create_needs(job, attempt)
+                return await self._patch(observed, _numbered(attempt))
             case Resume(attempt):
                 # Whatever was deleted meanwhile is there again before the pods need it.
                 await self._create_needs(job, attempt)
                 return await self._patch(
                     observed,
-                    [
-                        # Applies to a Job at rest only: pods of two attempts must never meet.
-                        {"op": "test", "path": "/spec/suspend", "value": True},
-                        {"op": "add", "path": ATTEMPT_PATH, "value": str(attempt)},
-                        {"op": "add", "path": "/spec/suspend", "value": False},
-                    ],
+                    [*_numbered(attempt), {"op": "add", "path": "/spec/suspend", "value": False}],
                 )
 
     async def _create(self, job: FineTuneJob, attempt: int) -> Object:
@@ -157,6 +160,14 @@ class Actor:
         return await self._cluster.patch(
             JOB, Key(metadata["namespace"], metadata["name"]), [guard, *patch], subresource
         )
+
+
+def _numbered(attempt: int) -> JsonPatch:
+    """Applies to a suspended Job only: pods of two attempts must never meet."""
+    return [
+        {"op": "test", "path": "/spec/suspend", "value": True},
+        {"op": "add", "path": ATTEMPT_PATH, "value": str(attempt)},
+    ]
 
 
 def _key(obj: Object) -> Key:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from finetune_api.status import TERMINAL
-from finetune_operator.cluster.port import FINE_TUNE_JOB, Cluster, ClusterError, Key
+from finetune_operator.cluster.port import FINE_TUNE_JOB, Cluster, ClusterError, Key, Object
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress import ProgressPoller
 from finetune_operator.queue import Backoff, KeyedQueue, run_worker
@@ -76,9 +76,8 @@ class Engine:
     async def resync(self) -> int:
         """LIST all jobs and look at those that have not ended. Returns how many there are."""
         jobs = await self._cluster.list(FINE_TUNE_JOB, None, {})
-        phases = {Key(raw["metadata"]["namespace"], raw["metadata"]["name"]): _phase(raw) for raw in jobs}
-        self._metrics.count_phases(phases.values())
-        unfinished = [key for key, phase in phases.items() if phase not in TERMINAL]
+        self._metrics.count_phases(map(_phase, jobs))
+        unfinished = [Key(raw["metadata"]["namespace"], raw["metadata"]["name"]) for raw in jobs if _has_a_future(raw)]
         for key in unfinished:
             self.put(key)
         return len(unfinished)
@@ -101,6 +100,12 @@ def _open_gate() -> asyncio.Event:
     gate = asyncio.Event()
     gate.set()
     return gate
+
+
+def _has_a_future(raw: Object) -> bool:
+    """Whether something can happen to it by itself: it has not ended, or is to be deleted some time after."""
+    policy = raw["spec"].get("runPolicy") or {}
+    return _phase(raw) not in TERMINAL or policy.get("ttlSecondsAfterFinished") is not None
 
 
 def _phase(raw: dict[str, object]) -> str:

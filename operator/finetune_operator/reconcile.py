@@ -31,12 +31,21 @@ from finetune_operator.lifecycle import (
     Create,
     CreatePreflight,
     Decision,
+    Expire,
     decide,
     is_due,
     refused,
     unreadable,
 )
-from finetune_operator.observed import Observed, controller_uid, lacks_pods, rank_zero, refusal_in
+from finetune_operator.observed import (
+    Observed,
+    controller_uid,
+    eviction_in,
+    is_suspended,
+    lacks_pods,
+    rank_zero,
+    refusal_in,
+)
 from finetune_operator.plan import plan
 from finetune_operator.plan.names import PREFLIGHT, preflight_name, selector, workload_name
 from finetune_operator.references import Named, named, pending
@@ -127,6 +136,8 @@ class Reconciler:
                 else:
                     await self._settle(raw, answer)
                 raise
+            if isinstance(decision.action, Expire):
+                return None
         raise ClusterError(f"{key}: more than {MAX_ACTIONS} actions in one pass")
 
     # --- observe -----------------------------------------------------------------------------------------------------
@@ -141,6 +152,8 @@ class Reconciler:
             observed = await self._observe_preflight(key, job, observed)
         if workload is not None and lacks_pods(observed):
             observed = replace(observed, refusal=refusal_in(await self._cluster.events_of(workload)))
+        if workload is not None and job.spec.scheduling.queue is not None and is_suspended(workload):
+            observed = replace(observed, eviction=eviction_in(await self._cluster.events_of(workload)))
         pod = rank_zero(observed)
         if pod is None:
             self._progress.forget(key)

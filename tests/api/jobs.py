@@ -188,6 +188,8 @@ def _everything() -> Object:
             "serviceAccountName": "trainer",
         },
         "scheduling": {
+            "queue": "team",
+            "managedBy": "kueue.x-k8s.io/multikueue",
             "priorityClassName": "low",
             "schedulerName": "other",
             "nodeSelector": {"zone": "a"},
@@ -196,6 +198,9 @@ def _everything() -> Object:
         },
         "runPolicy": {
             "terminationGracePeriodSeconds": 60,
+            "activeDeadlineSeconds": 86400,
+            "startDeadlineSeconds": 3600,
+            "ttlSecondsAfterFinished": 604800,
             "retries": {"infrastructure": 1, "application": 2, "outOfMemory": 3},
             "preflight": "Always",
         },

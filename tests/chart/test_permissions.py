@@ -7,10 +7,11 @@ from typing import Any
 from tests.chart.rendering import NAMESPACE, Object, of_kind
 
 NEEDED = {
-    ("finetune.dev", "finetunejobs"): {"get", "list", "watch"},
+    ("finetune.dev", "finetunejobs"): {"get", "list", "watch", "delete"},
     ("finetune.dev", "finetunejobs/status"): {"patch"},
     ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
     ("batch", "jobs/status"): {"patch"},
+    ("", "pods/status"): {"patch"},
     ("", "configmaps"): {"get", "list", "watch", "create", "patch", "delete"},
     ("", "services"): {"get", "list", "watch", "create", "patch", "delete"},
     ("", "pods"): {"get", "list", "watch", "delete"},

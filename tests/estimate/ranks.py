@@ -18,6 +18,7 @@ import torch.distributed as dist
 from peft import PeftModel
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -52,7 +53,8 @@ class Recount(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
+            # What wraps a shard claims the whole tensor's bytes, and holds none.
+            if isinstance(tensor, torch.Tensor) and not isinstance(tensor, DTensor):
                 storage = tensor.untyped_storage()
                 self._storages[id(storage)] = weakref.ref(storage)
         alive = {key: storage for key, ref in self._storages.items() if (storage := ref()) is not None}

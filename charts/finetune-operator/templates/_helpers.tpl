@@ -35,11 +35,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end -}}
 {{- end -}}
 
-{{/* What the operator may do with the objects of the namespaces it watches; no Secrets, no exec, no nodes. */}}
+{{/* What the operator may do with the objects of the namespaces it watches; no Secrets, no exec, no nodes. Jobs are deleted by
+runPolicy.ttlSecondsAfterFinished alone. */}}
 {{- define "finetune-operator.rules" -}}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
   verbs: [patch]
@@ -56,6 +57,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, delete]
+{{- /* A pod of a dead node never says itself that it has ended. */}}
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create, patch]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_api.status import Condition, ConditionType, FineTuneJobStatus, Phase
+from finetune_api.status import TERMINAL, Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.lifecycle.decision import Situation
-from finetune_operator.observed import SETTLE_SECONDS, current_pods, placed_since
+from finetune_operator.observed import SETTLE_SECONDS, current_pods, is_suspended, placed_since
 
 Value = Literal["True", "False", "Unknown"]
 OF_PHASE = {
@@ -35,6 +35,8 @@ def with_conditions(situation: Situation, status: FineTuneJobStatus, valid: bool
     """The status with its conditions and the generation that it speaks of."""
     stamp = Stamp(situation.job.metadata.generation, situation.time)
     new = [_valid(stamp, status, valid), _scheduled(stamp, situation, status), *_phases(stamp, status)]
+    if situation.is_queued and status.phase not in TERMINAL:
+        new.append(_admitted(stamp, situation, status))
     return _merged(stamp, status, new)
 
 
@@ -81,6 +83,13 @@ def verdict(status: FineTuneJobStatus) -> Condition | None:
     """What preflight has found; None before it has."""
     valid = (item for item in status.conditions if item.type is ConditionType.VALID and item.status == "True")
     return next((item for item in valid if item.reason in VERDICTS), None)
+
+
+def _admitted(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:
+    workload = situation.observed.workload
+    if workload is not None and not is_suspended(workload) and status.incident is None:
+        return _make(stamp, ConditionType.ADMITTED, "True", "Admitted")
+    return _make(stamp, ConditionType.ADMITTED, "False", _word(status), status.message or "")
 
 
 def _scheduled(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:

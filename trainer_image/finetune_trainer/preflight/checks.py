@@ -9,6 +9,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob, FineTuneJobSpec, InvalidRowPolicy
 from finetune_api.task import LANGUAGE
 from finetune_trainer.data.sources import NamedFile
+from finetune_trainer.data.splits import TRAINING
 from finetune_trainer.errors import DataError, UsageError
 from finetune_trainer.estimate.simulation import ranks, simulate
 from finetune_trainer.inputs import StoredFile, named_field
@@ -91,7 +92,11 @@ class Preflight:
         return folder
 
     def _output(self) -> None:
-        self.store.probe_write(self.job.spec.output.uri)
+        uri = self.job.spec.output.uri
+        try:
+            self.store.probe_write(uri)
+        except OSError as error:
+            raise UsageError(f"spec.output.uri: {uri} cannot be written: {error}", "name another place") from error
         self._tell("the output can be written")
 
     def _data(self, task: Task) -> None:
@@ -109,7 +114,7 @@ class Preflight:
             self.findings.warnings.append(f"of the rows that were looked at: {error.message}")
             return
         self.findings.warnings += prepared.report.get("warnings", [])
-        self._tell(_rows_in_words(prepared.report.get("train", {}), len(prepared.train), whole))
+        self._tell(_rows_in_words(prepared.report.get(TRAINING, {}), len(prepared.train), whole))
         if whole:
             self._enough(len(prepared.train))
 

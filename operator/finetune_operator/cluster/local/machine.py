@@ -18,6 +18,7 @@ from finetune_operator.cluster.kubelet import Kubelet
 from finetune_operator.cluster.local.runtime import TRAINER, ProcessRuntime, machine_gpus
 from finetune_operator.cluster.memory import Change, MemoryCluster
 from finetune_operator.cluster.port import CONFIG_MAP, FINE_TUNE_JOB, Key, Object
+from finetune_operator.cluster.queues import OpenQueue
 from finetune_operator.cluster.statefile import StateFile
 from finetune_operator.engine import Engine
 from finetune_operator.settings import Settings
@@ -102,6 +103,7 @@ class LocalMachine:
         self._engine = Engine(self.cluster, SETTINGS)
         self._jobs = JobController(self.cluster, back_off_seconds=BACK_OFF_SECONDS)
         self._kubelet = Kubelet(self.cluster, self.runtime)
+        self._queue = OpenQueue(self.cluster)
         self._changed = asyncio.Event()
         self.cluster.subscribe(self._notice)
 
@@ -128,6 +130,7 @@ class LocalMachine:
         while True:
             self._changed.clear()
             wait = await self._jobs.sync()
+            await self._queue.sync()
             await self._kubelet.sync()
             timeouts = [seconds for seconds in (wait, TICK_SECONDS if self._kubelet.busy else None) if seconds]
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
