@@ -110,8 +110,9 @@ def test_gradients_grow_while_activations_go() -> None:
     assert course.highest(accumulates=False, bytes_per_element=0.5) == 1000 - 150
 
 
-def memory(size: int) -> Memory:
-    return Memory(parameters=size, gradients=0, optimizer=0, activations=0, temporary=0)
+def test_a_tenth_of_a_gpu_is_left_to_others() -> None:
+    memory = Memory(parameters=30, gradients=20, optimizer=20, activations=10, temporary=10)
+    assert (memory.total, memory.needs) == (90, 100)
 
 
 @pytest.mark.parametrize(
@@ -125,14 +126,14 @@ def memory(size: int) -> Memory:
         (Sharding.FSDP, 8, 1000, Sharding.FSDP),
     ],
 )
-def test_auto_takes_replicas_where_one_fits_with_room_to_spare(
+def test_auto_takes_replicas_where_one_fits(
     asked: Sharding, ranks: int, available: int | None, chosen: Sharding
 ) -> None:
-    assert choose_sharding(asked, ranks, available, lambda: memory(90)) is chosen
+    assert choose_sharding(asked, ranks, available, lambda memory: memory >= 100) is chosen
 
 
 def test_nothing_is_estimated_where_it_decides_nothing() -> None:
-    def never() -> Memory:
+    def never(memory: int) -> bool:
         raise AssertionError("asked")
 
     assert choose_sharding(Sharding.FSDP, 8, 10, never) is Sharding.FSDP

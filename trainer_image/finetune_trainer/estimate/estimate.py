@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import cached_property
 
 from finetune_api.run import Sharding
 from finetune_trainer.estimate.figures import (
@@ -14,6 +14,7 @@ from finetune_trainer.estimate.figures import (
     Memory,
     checkpoint,
     gathered,
+    needed,
     state,
     traffic,
 )
@@ -22,60 +23,71 @@ from finetune_trainer.estimate.sketch import Sketch
 from finetune_trainer.estimate.step import course
 
 
-@dataclass
 class Estimator:
     """Estimates for one job; what does not depend on the number of ranks is found out once.
 
     Args:
         sketch: makes the job's model anew each time.
+
+    Its methods raise UsageError where the spec names what the architecture does not have.
     """
 
-    sketch: Callable[[], Sketch]
-    _courses: dict[bool, Course] = field(default_factory=dict)
-    _whole: list[Held] = field(default_factory=list)
+    def __init__(self, sketch: Callable[[], Sketch]) -> None:
+        self._sketch = sketch
+        self._courses: dict[bool, Course] = {}
+        first = sketch()
+        self._values, self._itemsize = first.spec.hyperparameters, first.compute.itemsize
+        self._unpacked = unpacked(first)
 
     def of(self, world_size: int, sharding: Sharding) -> Estimate:
         """On the fullest of so many ranks, each with a GPU of its own.
 
         Args:
             sharding: DDP or FSDP.
-
-        Raises:
-            UsageError: the spec names what the architecture does not have.
         """
-        sharded = sharding is Sharding.FSDP and world_size > 1
-        sketch = self.sketch()
-        spec, itemsize = sketch.spec, sketch.compute.itemsize
-        buffer, optimizer = unpacked(sketch), spec.hyperparameters.optimizer
-        if not self._whole:
-            self._whole = held(self.sketch(), 1, sharded=False)
-        parts = held(sketch, world_size, sharded) if sharded else self._whole
-        parameters, gradients, moments, host = state(parts, optimizer)
-        steps = spec.hyperparameters.gradient_accumulation_steps
-        activations = self._course(sharded).highest(steps > 1, FLOAT / world_size if sharded else FLOAT)
+        used = Sharding.FSDP if sharding is Sharding.FSDP and world_size > 1 else Sharding.DDP
+        parts = held(self._sketch(), world_size) if used is Sharding.FSDP else self._whole
+        steps = self._values.gradient_accumulation_steps
+        *_, host = state(parts, self._values.optimizer)
+        return Estimate(
+            world_size=world_size,
+            sharding=used,
+            memory=self._memory(parts, world_size, sharded=used is Sharding.FSDP),
+            traffic=traffic(parts, used, world_size, steps, self._itemsize),
+            checkpoint=checkpoint(self._whole, self._values.optimizer),
+            host=host,
+        )
+
+    def fits_replicated(self, world_size: int, available: int) -> bool:
+        """Whether each of so many ranks can hold the whole model in so many bytes, by DDP."""
+        # Often parameters and moments alone are too much, and that is known at once.
+        if needed(sum(state(self._whole, self._values.optimizer)[:3])) > available:
+            return False
+        return self.of(world_size, Sharding.DDP).memory.needs <= available
+
+    def _memory(self, parts: list[Held], world_size: int, *, sharded: bool) -> Memory:
+        parameters, gradients, moments, _ = state(parts, self._values.optimizer)
+        accumulates = self._values.gradient_accumulation_steps > 1
+        activations = self._course(sharded).highest(accumulates, FLOAT / world_size if sharded else FLOAT)
         if sharded:
-            buffer += gathered(parts, itemsize, activations)
-        elif world_size > 1:
+            buffers = gathered(parts, self._itemsize, activations)
+        else:
             # DDP's buckets: gradients are copied into them to be reduced (gradient_as_bucket_view is off).
-            buffer += sum(part.elements for part in parts if part.learns) * FLOAT
-        memory = Memory(
+            buffers = sum(part.elements for part in parts if part.learns) * FLOAT if world_size > 1 else 0
+        return Memory(
             parameters=parameters,
             gradients=gradients,
             optimizer=moments,
             activations=activations,
-            temporary=buffer,
+            temporary=buffers + self._unpacked,
         )
-        used = Sharding.FSDP if sharded else Sharding.DDP
-        return Estimate(
-            world_size=world_size,
-            sharding=used,
-            memory=memory,
-            traffic=traffic(parts, used, world_size, steps, itemsize),
-            checkpoint=checkpoint(self._whole, optimizer),
-            host=host,
-        )
+
+    @cached_property
+    def _whole(self) -> list[Held]:
+        """What one rank alone would hold."""
+        return held(self._sketch(), 1)
 
     def _course(self, sharded: bool) -> Course:
         if sharded not in self._courses:
-            self._courses[sharded] = course(self.sketch(), sharded)
+            self._courses[sharded] = course(self._sketch(), sharded)
         return self._courses[sharded]

@@ -52,6 +52,11 @@ class Held:
         return self.elements * self.itemsize + self.extra
 
 
+def needed(size: int) -> int:
+    """The memory that a GPU must have for so many bytes."""
+    return round(size / USABLE)
+
+
 class Memory(Message):
     """Bytes on the fullest GPU."""
 
@@ -70,7 +75,7 @@ class Memory(Message):
     @property
     def needs(self) -> int:
         """The memory that a GPU must have for it."""
-        return round(self.total / USABLE)
+        return needed(self.total)
 
 
 class Traffic(Message):

@@ -33,16 +33,15 @@ class Storage(NamedTuple):
     extra: int
 
 
-def held(sketch: Sketch, world_size: int, sharded: bool) -> list[Held]:
-    """All parameters on the fullest rank. Uses the sketch up.
+def held(sketch: Sketch, world_size: int) -> list[Held]:
+    """All parameters on the fullest of so many ranks, sharded over them as FSDP2 does it. Uses the sketch up.
 
-    Args:
-        sharded: over all ranks, as FSDP2 does it; needs a process without a process group.
+    For several ranks it takes a process without a process group.
     """
     storages = {name: _pack(sketch, name) for name in sketch.quantized}
     _replace_packed(sketch, storages)
     tables = _tables(sketch.model)
-    if not sharded or world_size == 1:
+    if world_size == 1:
         return [_held(name, tensor, tables, storages, "") for name, tensor in sketch.model.named_parameters()]
     with fake_group(world_size):
         units = _shard(sketch.model, world_size)

@@ -73,7 +73,7 @@ class Simulator:
         estimator = self._estimator(spec)
         available = self._gpu.memory if self._gpu else None
         sharding = choose_sharding(
-            spec.distributed.sharding, world_size, available, lambda: estimator.of(world_size, Sharding.DDP).memory
+            spec.distributed.sharding, world_size, available, partial(estimator.fits_replicated, world_size)
         )
         return estimator.of(world_size, sharding)
 
