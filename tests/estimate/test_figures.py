@@ -6,7 +6,8 @@ import pytest
 
 from finetune_api.hyperparameters import Optimizer
 from finetune_api.run import Sharding
-from finetune_trainer.estimate.figures import ROOT, Course, Held, Memory, checkpoint, gathered, state, traffic
+from finetune_trainer.estimate.course import END, FORWARD, Gathering, Point, highest
+from finetune_trainer.estimate.figures import ROOT, Held, Memory, checkpoint, state, traffic
 from finetune_trainer.estimate.gpus import GB, MIB, gpu_of
 from finetune_trainer.estimate.optimizers import State, state_bytes
 from finetune_trainer.estimate.sharding import choose_sharding
@@ -88,26 +89,39 @@ def test_replicas_exchange_gradients_once_and_shards_all_parameters_in_each_pass
     assert traffic([LEARNING], Sharding.DDP, 1, 8, itemsize=2).total == 0
 
 
+def held(name: str, unit: str, learns: bool, whole: int = 100) -> Held:
+    return Held(name, (whole // 2,), whole=whole, itemsize=4, learns=learns, unit=unit)
+
+
 def test_what_lies_outside_stays_gathered_while_blocks_come_and_go() -> None:
-    head = Held("head", (5, 10), whole=100, itemsize=4, learns=False, unit=ROOT)
-    blocks = [Held(f"{n}", (5, 10), whole=100, itemsize=4, learns=False, unit=f"{n}") for n in range(9)]
-    assert gathered([head, *blocks], itemsize=2, activations=0) == 200 + 3 * 200
-    learning = [Held("0", (5, 10), whole=100, itemsize=4, learns=True, unit="0")]
-    assert gathered([head, *learning], itemsize=2, activations=0) == 200 + 3 * 200 + 600
+    frozen = Gathering.of([held("head", ROOT, False), *(held(f"{n}", f"{n}", False) for n in range(9))], itemsize=2)
+    assert frozen.at(Point(0, 0, FORWARD)) == 200 + 3 * 200
+    assert frozen.at(Point(0, 0, "4")) == 200 + 3 * 200
+    learning = Gathering.of([held("head", ROOT, False), held("0", "0", True)], itemsize=2)
+    assert learning.at(Point(0, 0, "0")) == 200 + 3 * 200 + 100 * (2 + 4)
 
 
-def test_gradients_outside_are_reduced_when_there_are_no_activations_any_more() -> None:
-    table = Held("table", (500, 10), whole=10_000, itemsize=4, learns=True, unit=ROOT)
-    block = Held("0", (5, 10), whole=100, itemsize=4, learns=False, unit="0")
-    assert gathered([table, block], itemsize=2, activations=0) == 2 * 20_000 + 40_000
-    assert gathered([table, block], itemsize=2, activations=100_000) == 2 * 20_000 + 600
+def test_at_the_loss_only_the_last_block_is_on_its_way_and_at_the_end_what_lies_outside_is_reduced() -> None:
+    found = Gathering.of([held("table", ROOT, True), held("0", "0", True), held("head", ROOT, True)], itemsize=2)
+    assert found.at(Point(0, 0, "head")) == 400 + 200
+    assert found.at(Point(0, 100, "0")) == 400 + 400 + 3 * 200 + 600
+    assert found.at(Point(0, 200, "table")) == found.at(Point(0, 300, END)) == 400 + 200 * (2 + 4)
+
+
+def nothing(point: Point) -> int:
+    return 0
 
 
 def test_gradients_grow_while_activations_go() -> None:
-    course = Course(((1000, 0), (800, 100), (100, 300)))
-    assert course.highest(accumulates=True, bytes_per_element=4) == 1000
-    assert course.highest(accumulates=False, bytes_per_element=4) == 1300 - 1200
-    assert course.highest(accumulates=False, bytes_per_element=0.5) == 1000 - 150
+    course = (Point(1000, 0, FORWARD), Point(800, 100, "one"), Point(100, 300, END))
+    assert highest(course, nothing, 4, accumulates=True) == (1000, 0)
+    assert highest(course, nothing, 4, accumulates=False) == (1300 - 1200, 0)
+    assert highest(course, nothing, 0.5, accumulates=False) == (1000 - 150, 0)
+
+
+def test_the_highest_point_is_that_of_all_together() -> None:
+    course = (Point(1000, 0, FORWARD), Point(800, 0, "one"))
+    assert highest(course, lambda point: 500 if point.where == "one" else 100, 4, accumulates=False) == (800, 500)
 
 
 def test_a_tenth_of_a_gpu_is_left_to_others() -> None:

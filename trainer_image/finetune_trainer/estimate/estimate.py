@@ -6,18 +6,8 @@ from collections.abc import Callable
 from functools import cached_property
 
 from finetune_api.run import Sharding
-from finetune_trainer.estimate.figures import (
-    FLOAT,
-    Course,
-    Estimate,
-    Held,
-    Memory,
-    checkpoint,
-    gathered,
-    needed,
-    state,
-    traffic,
-)
+from finetune_trainer.estimate.course import Course, Gathering, highest
+from finetune_trainer.estimate.figures import FLOAT, Estimate, Held, Memory, checkpoint, needed, state, traffic
 from finetune_trainer.estimate.shards import held, unpacked
 from finetune_trainer.estimate.sketch import Sketch
 from finetune_trainer.estimate.step import course
@@ -67,19 +57,21 @@ class Estimator:
 
     def _memory(self, parts: list[Held], world_size: int, *, sharded: bool) -> Memory:
         parameters, gradients, moments, _ = state(parts, self._values.optimizer)
-        accumulates = self._values.gradient_accumulation_steps > 1
-        activations = self._course(sharded).highest(accumulates, FLOAT / world_size if sharded else FLOAT)
-        if sharded:
-            buffers = gathered(parts, self._itemsize, activations)
-        else:
-            # DDP's buckets: gradients are copied into them to be reduced (gradient_as_bucket_view is off).
-            buffers = sum(part.elements for part in parts if part.learns) * FLOAT if world_size > 1 else 0
+        # DDP's buckets: gradients are copied into them to be reduced (gradient_as_bucket_view is off).
+        buckets = sum(part.elements for part in parts if part.learns) * FLOAT if world_size > 1 else 0
+        gathering = Gathering.of(parts, self._itemsize)
+        top = highest(
+            self._course(sharded),
+            gathering.at if sharded else lambda point: buckets,
+            FLOAT / world_size if sharded else FLOAT,
+            accumulates=self._values.gradient_accumulation_steps > 1,
+        )
         return Memory(
             parameters=parameters,
             gradients=gradients,
             optimizer=moments,
-            activations=activations,
-            temporary=buffers + self._unpacked,
+            activations=top.activations,
+            temporary=top.temporary + self._unpacked,
         )
 
     @cached_property

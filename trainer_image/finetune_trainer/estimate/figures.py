@@ -114,30 +114,6 @@ class Estimate(Message):
     host: int = Field(0, description="Bytes of host memory for each rank: moments that are paged out.")
 
 
-@dataclass(frozen=True)
-class Course:
-    """How memory goes up and down within forward and backward pass.
-
-    Attributes:
-        points: (most bytes of activations since the last point, elements of gradients that were there), one for each
-            gradient that is made.
-    """
-
-    points: tuple[tuple[int, int], ...]
-
-    def highest(self, accumulates: bool, bytes_per_element: float) -> int:
-        """Activations at the step's highest point, less the gradients that are counted apart anyway.
-
-        Args:
-            accumulates: whether gradients of an earlier micro-step lie there from the start.
-            bytes_per_element: of a gradient on this rank: 4, over the ranks where they are sharded.
-        """
-        if accumulates:
-            return max(activations for activations, _ in self.points)
-        most = max(activations + made * bytes_per_element for activations, made in self.points)
-        return max(0, round(most - max(made for _, made in self.points) * bytes_per_element))
-
-
 def state(held: list[Held], optimizer: Optimizer) -> tuple[int, int, int, int]:
     """(parameters, gradients, optimizer, host) in bytes of one rank."""
     learning = [item for item in held if item.learns]
@@ -182,25 +158,3 @@ def checkpoint(whole: list[Held], optimizer: Optimizer) -> Checkpoint:
         weights=sum(item.elements * item.itemsize for item in learning),
         optimizer=sum(state.device + state.host for state in states),
     )
-
-
-def gathered(held: list[Held], itemsize: int, activations: int) -> int:
-    """Most bytes of what FSDP2 gathers and reduces at a time, on every rank.
-
-    What lies outside of the blocks (embedding, head) stays gathered for the whole step, with its gradients, which are
-    reduced at the end, when there are no activations any more. Of the blocks one is in use, the next one is being
-    prefetched, and its flat buffer is copied from; or one is in use while its gradients are put together and reduced
-    in float32.
-
-    Args:
-        itemsize: of what is gathered, bytes.
-        activations: the most bytes of them.
-    """
-    whole: dict[str, int] = {}
-    learning: dict[str, int] = {}
-    for item in held:
-        whole[item.unit] = whole.get(item.unit, 0) + item.whole
-        learning[item.unit] = learning.get(item.unit, 0) + (item.whole if item.learns else 0)
-    kept = (whole.get(ROOT, 0) + learning.get(ROOT, 0)) * itemsize
-    blocks = [3 * size * itemsize + learning[unit] * (itemsize + FLOAT) for unit, size in whole.items() if unit != ROOT]
-    return kept + max([*blocks, learning.get(ROOT, 0) * FLOAT - activations])

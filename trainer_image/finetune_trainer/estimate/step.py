@@ -8,8 +8,8 @@ attention goes through torch's fused kernel, as it does on GPUs.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from finetune_api.job import TaskType
 from finetune_api.task import LANGUAGE
-from finetune_trainer.estimate.figures import Course
+from finetune_trainer.estimate.course import END, FORWARD, Course, Point
 from finetune_trainer.learning import LeanRecomputationCallback
 
 if TYPE_CHECKING:
@@ -73,6 +73,26 @@ class Meter(TorchDispatchMode):
         self.alive -= self._sizes.pop(storage)
 
 
+class Recorder:
+    """Writes down a point at each gradient that is made, and lets the gradient go."""
+
+    def __init__(self, model: nn.Module, meter: Meter) -> None:
+        self.points: list[Point] = []
+        self._meter, self._made = meter, 0
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(partial(self._record, name))
+
+    def note(self, where: str) -> None:
+        """Write down a point."""
+        self.points.append(Point(self._meter.mark(), self._made, where))
+
+    def _record(self, name: str, parameter: torch.Tensor) -> None:
+        self.note(name)
+        self._made += parameter.numel()
+        parameter.grad = None
+
+
 def course(sketch: Sketch, sharded: bool) -> Course:
     """How memory goes up and down in one micro-step. Uses the sketch up.
 
@@ -89,17 +109,17 @@ def course(sketch: Sketch, sharded: bool) -> Course:
     with FakeTensorMode(allow_non_fake_inputs=True):
         _materialize(model, sketch.compute if sharded else None)
         meter = Meter()
-        points: list[tuple[int, int]] = []
-        made = _record(model, meter, points)
+        recorder = Recorder(model, meter)
         half = sketch.compute is not torch.float32
         with meter:
             for parameter in model.parameters():
                 meter.ignore(parameter)
             with torch.autocast("cpu", sketch.compute) if half else nullcontext():
                 loss = _loss(sketch)
+            recorder.note(FORWARD)
             loss.backward()
-        points.append((meter.mark(), made()))
-    return Course(tuple(points))
+        recorder.note(END)
+    return tuple(recorder.points)
 
 
 def _fuse_attention(model: nn.Module) -> None:
@@ -131,22 +151,6 @@ def _materialize(model: nn.Module, dtype: torch.dtype | None) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
-
-
-def _record(model: nn.Module, meter: Meter, points: list[tuple[int, int]]) -> Callable[[], int]:
-    """Write down a point at each gradient that is made, and let it go; returns how to ask for their elements."""
-    made = 0
-
-    def record(parameter: torch.Tensor) -> None:
-        nonlocal made
-        points.append((meter.mark(), made))
-        made += parameter.numel()
-        parameter.grad = None
-
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(record)
-    return lambda: made
 
 
 def _loss(sketch: Sketch) -> torch.Tensor:
