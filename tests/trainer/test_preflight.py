@@ -52,7 +52,7 @@ def test_what_is_well_is_told_in_a_sentence(tmp_path: Path, check: Checked, caps
     )
     assert "tokens are learned; 32.8K of 142K parameters learn (0.231 of them); DDP on 1 process needs" in word.message
     assert word.warnings == []
-    assert "[[Hello" in capsys.readouterr().out
+    assert "with [[ ]] around what is learned:\n<|im_start|>user" in capsys.readouterr().out
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune_api.contract import ExitCode
 from finetune_api.job import FineTuneJob, FineTuneJobSpec, InvalidRowPolicy
 from finetune_api.task import LANGUAGE
 from finetune_trainer.data.sources import NamedFile
 from finetune_trainer.data.splits import TRAINING
-from finetune_trainer.errors import DataError, UsageError
+from finetune_trainer.errors import DataError, TrainerError, UsageError
 from finetune_trainer.estimate.simulation import ranks, simulate
 from finetune_trainer.inputs import StoredFile, named_field
 from finetune_trainer.model import ModelFile, load_config, needed, size_in_words
@@ -95,8 +96,10 @@ class Preflight:
         uri = self.job.spec.output.uri
         try:
             self.store.probe_write(uri)
-        except OSError as error:
-            raise UsageError(f"spec.output.uri: {uri} cannot be written: {error}", "name another place") from error
+        except TrainerError as error:
+            if error.exit_code is not ExitCode.SOFTWARE:
+                raise
+            raise UsageError(f"spec.output.uri: {uri} cannot be written: {error.message}", "name another") from error
         self._tell("the output can be written")
 
     def _data(self, task: Task) -> None:
