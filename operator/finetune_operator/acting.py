@@ -118,8 +118,8 @@ class Actor:
 
     async def _create_needs(self, job: FineTuneJob, attempt: int) -> Manifests:
         manifests = plan(job, self._settings, attempt)
-        await self._ensure(job, manifests.config_map)
-        await self._ensure(job, manifests.service)
+        for manifest in manifests.needs():
+            await self._ensure(job, manifest)
         return manifests
 
     async def _ensure(self, job: FineTuneJob, manifest: Object) -> Object:

@@ -176,7 +176,7 @@ def _everything() -> Object:
             "scratch": "20Gi",
             "sharedMemory": "1Gi",
         },
-        "distributed": {"sharding": "DDP"},
+        "distributed": {"sharding": "FSDP", "fsdp": {"reshardAfterForward": False, "cpuOffload": True}},
         "storage": {
             "s3": {
                 "endpoint": "https://s3.example.com",
@@ -260,6 +260,14 @@ FULLS |= {
             "spec.dataset.streaming": True,
             "spec.dataset.validation": {"uri": "s3://data/held-out.jsonl"},
             "spec.hyperparameters.packing": REMOVED,
+        },
+    ),
+    "shards": changed(
+        full("Full"),
+        {
+            "spec.distributed.sharding": "FSDP",
+            "spec.hyperparameters.optimizer": REMOVED,
+            "spec.hyperparameters.torchCompile": REMOVED,
         },
     ),
     "stages by epochs": changed(

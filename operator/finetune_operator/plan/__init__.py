@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
+from finetune_operator.plan.network import network_policy
 from finetune_operator.plan.objects import config_map, service, workload
 from finetune_operator.plan.preflight import preflight, wants_preflight
 from finetune_operator.references import with_places
@@ -23,12 +24,20 @@ class Manifests:
     preflight: Object | None
     """The Job that checks the job first; None where none is wanted."""
     service: Object
+    network_policy: Object | None
+    """Where the installation has them."""
     workload: Object
     """The Indexed Job; create-only, since its pod template cannot be changed."""
 
     def all(self) -> tuple[Object, ...]:
         preflight = () if self.preflight is None else (self.preflight,)
-        return (self.config_map, *preflight, self.service, self.workload)
+        config_map, *others = self.needs()
+        return (config_map, *preflight, *others, self.workload)
+
+    def needs(self) -> tuple[Object, ...]:
+        """What must be there before the pods."""
+        found = (self.config_map, self.service, self.network_policy)
+        return tuple(manifest for manifest in found if manifest is not None)
 
 
 def plan(job: FineTuneJob, settings: Settings, attempt: int = 1) -> Manifests:
@@ -38,5 +47,6 @@ def plan(job: FineTuneJob, settings: Settings, attempt: int = 1) -> Manifests:
         config_map(resolved),
         preflight(resolved, settings) if wants_preflight(resolved) else None,
         service(resolved),
+        network_policy(resolved, settings),
         workload(resolved, settings, attempt),
     )

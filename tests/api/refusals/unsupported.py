@@ -23,7 +23,6 @@ UNSUPPORTED = (
         "metric",
         "perplexity, accuracy, precision, recall, f1, mse, mae, r2",
     ),
-    only("spec.distributed.sharding", "FSDP", "sharding", "Auto, DDP"),
     not_yet("spec.model.adapter", {"uri": "s3://a/b"}, "merge the adapter into the model and name that"),
     Refusal(
         "models of the hub",

@@ -12,7 +12,8 @@ from typing import TextIO
 
 import aiohttp
 
-from finetune_api.contract import LABEL_JOB, PROGRESS_PORT, Progress
+from finetune_api.contract import LABEL_JOB, Progress
+from finetune_operator.cluster import trainers
 from finetune_operator.cluster.jobs import JobController
 from finetune_operator.cluster.kubelet import Kubelet
 from finetune_operator.cluster.local.runtime import TRAINER, ProcessRuntime, machine_gpus
@@ -27,8 +28,6 @@ TICK_SECONDS = 0.2
 """How soon the end of a process is noticed."""
 BACK_OFF_SECONDS = 1.0
 """Pause after a first failure; shorter than a cluster's ten, since nobody else waits for this machine."""
-PROGRESS_TIMEOUT_SECONDS = 2.0
-MAX_PROGRESS_BYTES = 64 * 1024
 SETTINGS = Settings(
     trainer_image="this-python",
     workers=2,
@@ -141,11 +140,5 @@ class LocalMachine:
 
 async def fetch_progress(pod: Object) -> Progress | None:
     """GET /progress of a pod on this machine."""
-    url = f"http://{pod['status']['podIP']}:{PROGRESS_PORT}/progress"
-    timeout = aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT_SECONDS)
-    try:
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, allow_redirects=False) as answer:
-            body = b"".join([chunk async for chunk in answer.content.iter_chunked(MAX_PROGRESS_BYTES)])
-            return Progress.model_validate_json(body) if answer.status == 200 else None
-    except (aiohttp.ClientError, TimeoutError, ValueError):
-        return None
+    async with aiohttp.ClientSession() as http:
+        return await trainers.read_progress(http, pod)
