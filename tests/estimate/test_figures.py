@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from finetune_api.hyperparameters import Optimizer
@@ -11,6 +13,7 @@ from finetune_trainer.estimate.figures import ROOT, Held, Memory, checkpoint, st
 from finetune_trainer.estimate.gpus import GB, MIB, gpu_of
 from finetune_trainer.estimate.optimizers import State, state_bytes
 from finetune_trainer.estimate.sharding import choose_sharding
+from tests.estimate.jobs import of
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,12 @@ def test_at_the_loss_only_the_last_block_is_on_its_way_and_at_the_end_what_lies_
     assert found.at(Point(0, 200, "table")) == found.at(Point(0, 300, END)) == 400 + 200 * (2 + 4)
 
 
+def test_blocks_that_stay_gathered_do_not_come_again() -> None:
+    blocks = [held("head", ROOT, False), *(held(f"{n}", f"{n}", False) for n in range(9))]
+    found = Gathering.of(blocks, itemsize=2, stays=True)
+    assert found.at(Point(0, 0, FORWARD)) == found.at(Point(0, 0, "4")) == 10 * 200
+
+
 def nothing(point: Point) -> int:
     return 0
 
@@ -132,23 +141,28 @@ def test_a_tenth_of_a_gpu_is_left_to_others() -> None:
 @pytest.mark.parametrize(
     ("asked", "ranks", "available", "chosen"),
     [
-        (Sharding.AUTO, 8, 100, Sharding.DDP),
-        (Sharding.AUTO, 8, 99, Sharding.FSDP),
-        (Sharding.AUTO, 1, 10, Sharding.DDP),
-        (Sharding.AUTO, 8, None, Sharding.DDP),
-        (Sharding.DDP, 8, 10, Sharding.DDP),
-        (Sharding.FSDP, 8, 1000, Sharding.FSDP),
+        ("Auto", 8, 100, Sharding.DDP),
+        ("Auto", 8, 99, Sharding.FSDP),
+        ("Auto", 1, 10, Sharding.DDP),
+        ("Auto", 8, None, Sharding.DDP),
+        ("DDP", 8, 10, Sharding.DDP),
+        ("FSDP", 8, 1000, Sharding.FSDP),
     ],
 )
-def test_auto_takes_replicas_where_one_fits(
-    asked: Sharding, ranks: int, available: int | None, chosen: Sharding
-) -> None:
-    assert choose_sharding(asked, ranks, available, lambda memory: memory >= 100) is chosen
+def test_auto_takes_replicas_where_one_fits(asked: str, ranks: int, available: int | None, chosen: Sharding) -> None:
+    spec = of("Full", distributed={"sharding": asked}).spec
+    assert choose_sharding(spec, ranks, available, lambda memory: memory >= 100) is chosen
+
+
+@pytest.mark.parametrize("hyperparameters", [{"optimizer": "adamw8bit"}, {"torchCompile": True}])
+def test_what_the_api_refuses_in_shards_is_never_chosen(hyperparameters: dict[str, Any]) -> None:
+    spec = of("Full", hyperparameters=hyperparameters).spec
+    assert choose_sharding(spec, 8, 10, lambda memory: False) is Sharding.DDP
 
 
 def test_nothing_is_estimated_where_it_decides_nothing() -> None:
     def never(memory: int) -> bool:
         raise AssertionError("asked")
 
-    assert choose_sharding(Sharding.FSDP, 8, 10, never) is Sharding.FSDP
-    assert choose_sharding(Sharding.AUTO, 1, 10, never) is Sharding.DDP
+    assert choose_sharding(of("Full", distributed={"sharding": "FSDP"}).spec, 8, 10, never) is Sharding.FSDP
+    assert choose_sharding(of("Full").spec, 1, 10, never) is Sharding.DDP

@@ -42,7 +42,9 @@ def _remarks(question: Question, found: Mapping[str, Any]) -> Iterator[str]:
         f"{_gib(checkpoint['optimizer'])} of moments)"
     )
     if own["host"]:
-        yield f"{_gib(own['host'])} GiB of moments per GPU are paged to host memory"
+        yield f"{_gib(own['host'])} GiB per GPU lie in host memory"
+    if own["guessed"]:
+        yield "activations are a rule of thumb: no step of this architecture could be tried without numbers"
     product, size = question.job.spec.resources.gpu_product, found.get("gpuMemory")
     if size is None:
         known = f"nothing is known of {product}" if product else "resources.gpuProduct is not set"

@@ -67,15 +67,17 @@ class Gathering:
         units: the unit of each parameter, by its name.
         whole, learning: elements of each unit, and those of them that learn.
         itemsize: of what is gathered, bytes.
+        stays: whether blocks stay gathered from their forward to their backward pass.
     """
 
     units: dict[str, str]
     whole: dict[str, int]
     learning: dict[str, int]
     itemsize: int
+    stays: bool = False
 
     @classmethod
-    def of(cls, held: Iterable[Held], itemsize: int) -> Gathering:
+    def of(cls, held: Iterable[Held], itemsize: int, *, stays: bool = False) -> Gathering:
         """The gathering of a model's parameters."""
         units: dict[str, str] = {}
         whole: defaultdict[str, int] = defaultdict(int)
@@ -84,7 +86,7 @@ class Gathering:
             units[item.name] = item.unit
             whole[item.unit] += item.whole
             learning[item.unit] += item.whole if item.learns else 0
-        return cls(units, whole, learning, itemsize)
+        return cls(units, whole, learning, itemsize, stays)
 
     def at(self, point: Point) -> int:
         """Bytes at a point.
@@ -93,15 +95,17 @@ class Gathering:
         are reduced at the end. Of the blocks one is in use, the next one is being prefetched, and its flat buffer is
         copied from; in the backward pass its gradients are put together and reduced in float32.
         """
-        kept = self.whole.get(ROOT, 0) * self.itemsize
-        largest = max((size for unit, size in self.whole.items() if unit != ROOT), default=0)
+        blocks = [size for unit, size in self.whole.items() if unit != ROOT]
+        kept = (self.whole.get(ROOT, 0) + (sum(blocks) if self.stays else 0)) * self.itemsize
+        largest = 0 if self.stays else max(blocks, default=0)
         if point.where == FORWARD:
             return kept + 3 * largest * self.itemsize
         outside = self.learning.get(ROOT, 0)
         unit = ROOT if point.where == END else self.units[point.where]
         if unit != ROOT:
+            in_use = 0 if self.stays else 3 * self.whole[unit]
             reduced = self.learning[unit] * (self.itemsize + FLOAT)
-            return kept + outside * self.itemsize + 3 * self.whole[unit] * self.itemsize + reduced
+            return kept + (outside + in_use) * self.itemsize + reduced
         if point.made < outside:
             # The loss and the head: the last block is on its way.
             return kept + largest * self.itemsize

@@ -111,7 +111,8 @@ class Estimate(Message):
     memory: Memory
     traffic: Traffic
     checkpoint: Checkpoint
-    host: int = Field(0, description="Bytes of host memory for each rank: moments that are paged out.")
+    host: int = Field(0, description="Bytes of host memory for each rank: what is paged out, or offloaded.")
+    guessed: bool = Field(False, description="Whether activations are a formula's, since no step could be tried.")
 
 
 def state(held: list[Held], optimizer: Optimizer) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ from finetune_trainer.estimate.advice import Fits, less_memory
 from finetune_trainer.estimate.estimate import Estimator
 from finetune_trainer.estimate.figures import Estimate
 from finetune_trainer.estimate.gpus import Gpu, gpu_of
-from finetune_trainer.estimate.sharding import choose_sharding
+from finetune_trainer.estimate.sharding import can_shard, choose_sharding
 from finetune_trainer.estimate.sketch import Sketch, compute_of
 
 MOST_RANKS = 1024
@@ -72,9 +72,7 @@ class Simulator:
         """With the sharding that the spec names, or that Auto would choose."""
         estimator = self._estimator(spec)
         available = self._gpu.memory if self._gpu else None
-        sharding = choose_sharding(
-            spec.distributed.sharding, world_size, available, partial(estimator.fits_replicated, world_size)
-        )
+        sharding = choose_sharding(spec, world_size, available, partial(estimator.fits_replicated, world_size))
         return estimator.of(world_size, sharding)
 
     def fits(self, spec: FineTuneJobSpec) -> bool:
@@ -101,7 +99,7 @@ def advice(job: FineTuneJob, estimate: Estimate, fits: Fits, gpu: Gpu | None) ->
 
 def _nodes(spec: FineTuneJobSpec, fits: Fits) -> int | None:
     """The fewest nodes (doubled again and again) over which the job as it is fits sharded; None: none."""
-    nodes = spec.resources.nodes * 2
+    nodes = spec.resources.nodes * 2 if can_shard(spec) else MOST_RANKS + 1
     distributed = spec.distributed.model_copy(update={"sharding": Sharding.FSDP})
     while nodes * ranks(spec) // spec.resources.nodes <= MOST_RANKS:
         resources = spec.resources.model_copy(update={"nodes": nodes})

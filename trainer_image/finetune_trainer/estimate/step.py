@@ -25,6 +25,7 @@ from finetune_api.job import TaskType
 from finetune_api.task import LANGUAGE
 from finetune_trainer.estimate.course import END, FORWARD, Course, Point
 from finetune_trainer.learning import LeanRecomputationCallback
+from finetune_trainer.structure import Structure
 
 if TYPE_CHECKING:
     from finetune_trainer.estimate.sketch import Sketch
@@ -120,6 +121,21 @@ def course(sketch: Sketch, sharded: bool) -> Course:
             loss.backward()
         recorder.note(END)
     return tuple(recorder.points)
+
+
+def rule_of_thumb(sketch: Sketch) -> Course:
+    """Activations of transformers by their sizes: 34 bytes for each feature of each token and block in half precision.
+
+    Recomputed, they are 2 bytes, and those of one block. Without the matrices of attention, which fused kernels do not
+    hold (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", 2022, section 4.1).
+    """
+    values, blocks = sketch.spec.hyperparameters, Structure.of(sketch.model).blocks
+    width = max((block.width or 0 for block in blocks), default=0)
+    features = values.per_device_batch_size * values.max_length * width * sketch.compute.itemsize // 2
+    kept = 2 * features * len(blocks) + 34 * features
+    activations = kept if values.gradient_checkpointing else 34 * features * len(blocks)
+    learning = sum(parameter.numel() for parameter in sketch.model.parameters() if parameter.requires_grad)
+    return Point(activations, 0, FORWARD), Point(0, learning, END)
 
 
 def _fuse_attention(model: nn.Module) -> None:
