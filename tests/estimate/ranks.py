@@ -53,9 +53,10 @@ class Recount(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
-            # What wraps a shard claims the whole tensor's bytes, and holds none.
-            if isinstance(tensor, torch.Tensor) and not isinstance(tensor, DTensor):
-                storage = tensor.untyped_storage()
+            if isinstance(tensor, torch.Tensor):
+                # What wraps a shard claims the whole tensor's bytes.
+                held = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+                storage = held.untyped_storage()
                 self._storages[id(storage)] = weakref.ref(storage)
         alive = {key: storage for key, ref in self._storages.items() if (storage := ref()) is not None}
         self._storages = {key: self._storages[key] for key in alive}
