@@ -20,6 +20,7 @@ from torch.distributed.elastic.agent.server.api import (
 )
 
 from finetune_trainer.diagnosis import PeersLostError
+from finetune_trainer.pulse import Pulse
 from finetune_trainer.rendezvous import GangRendezvous
 from finetune_trainer.runtime import Pod, result_file
 from finetune_trainer.stop_signals import StopSignals
@@ -49,7 +50,18 @@ class GangAgent(SimpleElasticAgent):
         # All pods have the same number of ranks, so that no exchange is needed to number them.
         os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
         self._pod, self._workers, self._stop = pod, workers, stop
+        self._pulse: Pulse | None = None
         self._supervision = Supervision(pod, workers, stop)
+
+    def _listen(self) -> None:
+        """Stop with the first pod that is asked to; give up when one is dead. Raises PeersLostError."""
+        if self._pulse is None:
+            return
+        if self._pulse.stopped and not self._stop.count:
+            self._supervision.stop_with_peers()
+        lost = self._pulse.lost()
+        if lost is not None:
+            raise PeersLostError(lost)
 
     def _give_up_early(self) -> None:
         if self._workers.poll():
@@ -58,6 +70,8 @@ class GangAgent(SimpleElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         # From here on a signal is forwarded: the workers may have something to save.
         self._stop.defer()
+        if self._pod.nodes > 1:
+            self._pulse = Pulse(self._pod, worker_group.master_addr, int(worker_group.master_port))
         return {worker.local_rank: self._release(worker, worker_group) for worker in worker_group.workers}
 
     def _release(self, worker: Any, group: WorkerGroup) -> int:
@@ -79,8 +93,15 @@ class GangAgent(SimpleElasticAgent):
         return self._workers.release(worker.local_rank, {name: str(value) for name, value in env.items()})
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        if self._pulse is not None and self._stop.count:
+            self._pulse.tell_stop()
+        finding = self._supervision.look()
+        if finding is Finding.RUNNING:
+            self._listen()
+        elif self._pulse is not None:
+            self._pulse.end()
         ranks = [worker.global_rank for worker in worker_group.workers]
-        return RunResult(state=STATES[self._supervision.look()], return_values=dict.fromkeys(ranks))
+        return RunResult(state=STATES[finding], return_values=dict.fromkeys(ranks))
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._supervision.settle()
