@@ -139,7 +139,7 @@ def checkpoints_in(output: Path, arguments: TrainingArguments) -> Checkpoints:
     gang = Ranks(rank, size, range(size)) if size > 1 else Alone()
     identity = Manifest(step=0, job="tiny", uid="u", attempt=1, world_size=size, base_digest="b")
     root = f"file://{output}/bucket/checkpoints"
-    return Checkpoints(Store.connect({}), root, identity, keep=lambda: 2, on_commit=lambda ref: None, gang=gang)
+    return Checkpoints(Store.connect({}), root, identity, keep=lambda: 100, on_commit=lambda ref: None, gang=gang)
 
 
 def digest(trainer: PlainTrainer) -> str:
