@@ -26,6 +26,7 @@ from torch.distributed.fsdp import (
 from finetune_trainer.collectives import all_say, first_says
 from finetune_trainer.gathering import put
 from finetune_trainer.learning import let_go
+from finetune_trainer.loaded import is_weightless
 from finetune_trainer.structure import Structure
 from finetune_trainer.structure.modules import is_batch_norm
 
@@ -68,7 +69,7 @@ def shard(model: PreTrainedModel, options: FsdpOptions, compute: Compute, contex
         model: the same on all ranks, on the CPU; its shards end up on the devices. Where it has shapes alone it gets
             the numbers of rank 0.
     """
-    lacking = any(parameter.is_meta for parameter in model.parameters())
+    lacking = is_weightless(model)
     handed_out = any(all_say(lacking))
     if handed_out:
         _hold_alike(model)
@@ -156,12 +157,8 @@ class ShardedMixin(_Base):
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
-        # As the library does it, which asks a configuration that only its own way of sharding has.
-        self.model.set_requires_gradient_sync(False)
-        try:
-            yield
-        finally:
-            self.model.set_requires_gradient_sync(True)
+        # Put off, every rank would hold the gradients of the whole model, in float32: what sharding is to avoid.
+        yield
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         return _plain(super()._clip_grad_norm(model))
