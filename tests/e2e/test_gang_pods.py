@@ -38,7 +38,7 @@ def gang(namespace: str, bucket: str, endpoint: str, nodes: int, name: str) -> O
         "output": {"uri": f"s3://{bucket}/{name}"},
         "checkpoint": {"everySteps": EVERY},
     }
-    wire["spec"]["hyperparameters"] |= {"maxSteps": STEPS, "learningRate": 1e-4, "perDeviceBatchSize": 2}
+    wire["spec"]["hyperparameters"] |= {"epochs": 50, "maxSteps": STEPS, "perDeviceBatchSize": 2}
     wire["spec"]["resources"] = {"nodes": nodes, "cpu": "200m", "memory": "2Gi", "scratch": "1Gi"}
     return wire
 
