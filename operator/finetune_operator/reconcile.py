@@ -41,7 +41,7 @@ from finetune_operator.observed import (
     controller_uid,
     eviction_in,
     is_suspended,
-    lacks_pods,
+    pods_overdue_in,
     rank_zero,
     refusal_in,
     stuck_pod,
@@ -138,13 +138,14 @@ class Reconciler:
 
     async def _pass(self, key: Key, raw: Object, job: FineTuneJob, now: datetime) -> float | None:
         of_attempt(job.status.attempt)
-        observed = await self._observe(key, job)
+        observed = await self._observe(key, job, now)
         await self._refresh(job)
         for _ in range(MAX_ACTIONS):
             decision = decide(job, observed, now, self._settings)
             if decision.action is None:
                 await self._settle(raw, decision)
-                return decision.requeue_after
+                waits = (decision.requeue_after, pods_overdue_in(observed, now) or None)
+                return min((wait for wait in waits if wait is not None), default=None)
             try:
                 observed = await self._actor.act(key, job, observed, decision.action)
             except (InvalidError, ForbiddenError, NameTakenError) as error:
@@ -161,13 +162,13 @@ class Reconciler:
 
     # --- observe -----------------------------------------------------------------------------------------------------
 
-    async def _observe(self, key: Key, job: FineTuneJob) -> Observed:
+    async def _observe(self, key: Key, job: FineTuneJob, now: datetime) -> Observed:
         workload = await self._cluster.read(JOB, Key(key.namespace, workload_name(key.name)))
         if workload is not None and controller_uid(workload) != job.metadata.uid:
             workload = None
         pods = await self._cluster.list(POD, key.namespace, selector(key.name))
         observed = Observed(workload, tuple(pods), named=await self._named(key, job))
-        if workload is not None and lacks_pods(observed):
+        if workload is not None and pods_overdue_in(observed, now) == 0:
             observed = replace(observed, refusal=refusal_in(await self._cluster.events_of(workload)))
         if workload is not None and job.spec.scheduling.queue is not None and is_suspended(workload):
             observed = replace(observed, eviction=eviction_in(await self._cluster.events_of(workload)))
