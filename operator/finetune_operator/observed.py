@@ -42,6 +42,9 @@ class Observed:
     """The Indexed Job under the child's name, if this FineTuneJob controls it."""
     pods: tuple[Object, ...] = ()
     """All pods with the job's label, those of earlier attempts and of a deleted namesake included."""
+    preflight: Object | None = None
+    """The Job that checks the job before it starts, while that matters and if this FineTuneJob controls it."""
+    preflight_pods: tuple[Object, ...] = ()
     progress: Progress | None = None
     """Newest answer of the trainer, if there is one."""
     refusal: str | None = None
