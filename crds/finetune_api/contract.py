@@ -108,6 +108,8 @@ class ExitCode(IntEnum):
     """Accelerator memory exhausted."""
     DIVERGED = 80
     """Loss or gradient not finite, twice from the same checkpoint."""
+    STALLED = 81
+    """No rank made progress for runPolicy.stallTimeoutSeconds; the stacks of all threads lie beside the report."""
 
 
 NEVER_RETRIED = (ExitCode.USAGE, ExitCode.DATA, ExitCode.NOPERM, ExitCode.DIVERGED)
@@ -224,6 +226,7 @@ CAUSE_OF_EXIT_CODE: dict[int, Cause] = {
     ExitCode.NOPERM: Cause.PERMISSION,
     ExitCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
     ExitCode.DIVERGED: Cause.DIVERGED,
+    ExitCode.STALLED: Cause.STALLED,
 }
 
 

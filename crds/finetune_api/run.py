@@ -188,7 +188,9 @@ class Scheduling(Message):
 class Retries(Message):
     """How often a job is started again, by what ended it. Disruptions (preemption, eviction, node loss) are free."""
 
-    infrastructure: int = Field(3, ge=0, le=1000, description="Storage, network, hardware.")
+    infrastructure: int = Field(
+        3, ge=0, le=1000, description="Storage, network, hardware; and standstills, which most often are one of these."
+    )
     application: int = Field(0, ge=0, le=1000, description="Unexpected errors of the program.")
     out_of_memory: int = Field(0, ge=0, le=1000, description="GPU or host memory exhausted.")
 
@@ -208,11 +210,12 @@ class RunPolicy(Message):
         description="Time without a running pod after which the job fails.",
         json_schema_extra=not_yet("runPolicy.startDeadlineSeconds", "remove it"),
     )
-    stall_timeout_seconds: int | None = Field(
-        None,
+    stall_timeout_seconds: int = Field(
+        1800,
         ge=1,
-        description="Time without progress after which the pods are started again.",
-        json_schema_extra=not_yet("runPolicy.stallTimeoutSeconds", "remove it"),
+        le=604800,
+        description="Time without progress (of any rank: a step, bytes, rows) after which the stacks of all threads "
+        "are written down and the pods are started again, at the expense of retries.infrastructure.",
     )
     ttl_seconds_after_finished: int | None = Field(
         None,

@@ -194,6 +194,7 @@ def _everything() -> Object:
             "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": _nodes()}},
         },
         "runPolicy": {
+            "stallTimeoutSeconds": 3600,
             "terminationGracePeriodSeconds": 60,
             "retries": {"infrastructure": 1, "application": 2, "outOfMemory": 3},
         },

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch.distributed.elastic.agent.server.api import (
     WorkerState,
 )
 
+from finetune_api.job import FineTuneJob
+from finetune_trainer.causes import CauseRecord
 from finetune_trainer.diagnosis import PeersLostError
 from finetune_trainer.rendezvous import GangRendezvous
 from finetune_trainer.runtime import Pod, result_file
@@ -39,7 +42,7 @@ STATES = {
 class GangAgent(SimpleElasticAgent):
     """Runs the pod's workers to their common end; how each ended is read from `workers` afterwards."""
 
-    def __init__(self, pod: Pod, workers: Workers, stop: StopSignals, patience: float) -> None:
+    def __init__(self, pod: Pod, job: FineTuneJob, workers: Workers, stop: StopSignals, patience: float) -> None:
         rendezvous = GangRendezvous(pod, patience, watch=self._give_up_early)
         spec = WorkerSpec(
             role=ROLE, local_world_size=pod.processes, rdzv_handler=rendezvous, entrypoint=ROLE, max_restarts=0,
@@ -49,7 +52,26 @@ class GangAgent(SimpleElasticAgent):
         # All pods have the same number of ranks, so that no exchange is needed to number them.
         os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
         self._pod, self._workers, self._stop = pod, workers, stop
-        self._supervision = Supervision(pod, workers, stop)
+        self._supervision = Supervision(pod, job, workers, stop, self._hear)
+        self._moves = 0
+
+    @property
+    def stalled(self) -> CauseRecord | None:
+        """Why the workers had to be ended, if they made no progress."""
+        return self._supervision.stalled
+
+    def _hear(self, moved: bool) -> bool:
+        """Whether a rank of the gang has made progress since this was asked last; all pods count in the store."""
+        if self._pod.nodes == 1:
+            return moved
+        try:
+            moves = self._store.add("moves", int(moved))
+        except RuntimeError as error:
+            # Index 0 is gone, which the workers notice sooner or, if they hang, never.
+            print(f"nothing is heard of the other pods: {error}", file=sys.stderr, flush=True)
+            return moved
+        known, self._moves = self._moves, moves
+        return moves != known
 
     def _give_up_early(self) -> None:
         if self._workers.poll():

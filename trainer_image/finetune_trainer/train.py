@@ -126,14 +126,10 @@ def _measure(context: Context, session: Session, what: str) -> Measured:
         StoppedError: SIGTERM came.
     """
 
-    def beat() -> None:
-        context.stop.check()
-        context.reporter.beat()
-
     if session.prepared.validation is None:
         return Measured()
     context.reporter.stage(Stage.EVALUATING, what)
-    measured = session.task.measure(session.trainer, beat)
+    measured = session.task.measure(session.trainer, context.alive)
     context.reporter.update(metrics=measured.metrics)
     return measured
 
@@ -224,7 +220,7 @@ def _deliver(
         warnings=context.reporter.snapshot().warnings,
     )
     context.reporter.stage(Stage.EXPORTING, uri)
-    exporter = Exporter(store, context.job.spec, session, context.scratch, context.stop.check)
+    exporter = Exporter(store, context.job.spec, session, context.scratch, context.alive)
     delivered = exporter.deliver(lambda kind: card(report, kind, session.strategy, session.task))
     report.angles = _angles(context, session, delivered)
     if report.angles:
@@ -241,7 +237,7 @@ def _angles(context: Context, session: Session, delivered: Path) -> list[Angle]:
     if session.strategy.output_kind != "model":
         return []
     try:
-        return measure_angles(session.trainer.model, session.base.folder, delivered, context.stop.check)
+        return measure_angles(session.trainer.model, session.base.folder, delivered, context.alive)
     except OtherModelError:
         return []
 

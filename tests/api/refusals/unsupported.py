@@ -49,7 +49,6 @@ UNSUPPORTED = (
     not_yet("spec.scheduling.topologyKey", "zone", "set scheduling.affinity"),
     not_yet("spec.runPolicy.activeDeadlineSeconds", 60, "set hyperparameters.maxSteps"),
     not_yet("spec.runPolicy.startDeadlineSeconds", 60, "remove it"),
-    not_yet("spec.runPolicy.stallTimeoutSeconds", 60, "remove it"),
     not_yet("spec.runPolicy.ttlSecondsAfterFinished", 60, "delete the job yourself"),
     not_yet("spec.tracking", {}, "remove it"),
     not_yet(f"{POD}.securityContext", {}, "remove it"),
