@@ -30,6 +30,8 @@ class Observed:
     """All pods with the job's label, those of earlier attempts and of a deleted namesake included."""
     progress: Progress | None = None
     """Newest answer of the trainer, if there is one."""
+    silence: float = 0.0
+    """Seconds since that answer; since the pod was first to be asked, if there is none."""
     refusal: str | None = None
     """Why the Job controller may not create the Job's pods (quota, admission), if it said so."""
     named: Mapping[str, Named | None] = field(default_factory=dict)

@@ -66,6 +66,10 @@ class ProgressSource(Protocol):
         """The newest answer of this pod, or None; from now on the pod is asked."""
         ...
 
+    def silence(self, key: Key) -> float:
+        """Seconds since that answer, or since the pod was first to be asked."""
+        ...
+
     def forget(self, key: Key) -> None:
         """The job has no pod that could be asked."""
         ...
@@ -152,7 +156,8 @@ class Reconciler:
         if pod is None:
             self._progress.forget(key)
             return observed
-        return replace(observed, progress=self._progress.latest(key, pod))
+        progress = self._progress.latest(key, pod)
+        return replace(observed, progress=progress, silence=self._progress.silence(key))
 
     async def _named(self, key: Key, job: FineTuneJob) -> dict[str, Named | None]:
         """The jobs for which this one waits, and those for which they wait."""

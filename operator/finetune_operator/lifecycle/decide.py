@@ -17,6 +17,7 @@ from finetune_operator.lifecycle.ending import finish
 from finetune_operator.lifecycle.held import let_go, look_again
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
 from finetune_operator.lifecycle.running import follow
+from finetune_operator.lifecycle.stalled import end_standstill
 from finetune_operator.lifecycle.start import start_next, still_there
 from finetune_operator.lifecycle.warnings import with_notices, with_warnings
 from finetune_operator.observed import (
@@ -146,6 +147,7 @@ RULES: tuple[Rule, ...] = (
     await_named,
     _not_started,
     _failing,
+    end_standstill,
     follow,
 )
 RULES_AT_THE_END: tuple[Rule, ...] = (let_go, _stay_ended)
