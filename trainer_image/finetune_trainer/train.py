@@ -76,7 +76,7 @@ def _run(context: Context, store: Store, output: Output) -> Result:
         session = start.open(base)
         session.trainer.checkpoints = checkpoints
         before = _before(context, session, output)
-        _train(context, session.trainer, checkpoints)
+        _train(context, session.trainer, checkpoints, output)
         trained = _trained(context, session.trainer, checkpoints)
     finally:
         checkpoints.close()
@@ -134,8 +134,11 @@ def _measure(context: Context, session: Session, what: str) -> Measured:
     return measured
 
 
-def _train(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) -> None:
+def _train(context: Context, trainer: JobTrainer, checkpoints: Checkpoints, output: Output) -> None:
     """Train to the last step, from the newest complete checkpoint where there is one.
+
+    A step that is not finite is tried once more, with the same rows: a flaw of the hardware does not come twice, one of
+    the data or the settings does. All ranks decide alike, since what they decide by is read before the first step.
 
     Raises:
         StoppedError: SIGTERM ended it; the last step is saved.
@@ -145,16 +148,24 @@ def _train(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) -> N
     restored = checkpoints.restore(folder, context.reporter.warn)
     # Whether the base was measured in this attempt or in an earlier one must not move the generators.
     set_seed(context.job.spec.hyperparameters.seed)
-    try:
-        _steps(context, trainer, restored)
-    except DivergedError as error:
-        checkpoints.wait()
-        restored = checkpoints.restore(folder, context.reporter.warn)
-        if restored is None:
-            raise
-        # A flaw of the hardware does not come twice; one of the data or the settings does.
-        context.reporter.warn(f"{error.message}; once more from step {restored[0].step}")
-        _steps(context, trainer, restored)
+    tried = output.diverged_from()
+    while True:
+        try:
+            _steps(context, trainer, restored)
+            break
+        except DivergedError as error:
+            checkpoints.wait()
+            restored = checkpoints.restore(folder, context.reporter.warn)
+            if restored is None:
+                raise
+            step = restored[0].step
+            if step == tried:
+                message = f"{error.message}, the second time after the checkpoint of step {step}"
+                raise DivergedError(message, error.advice) from error
+            tried = step
+            if context.is_main:
+                output.keep_divergence(step)
+            context.reporter.warn(f"{error.message}; once more from step {step}")
     if context.stop.agreed():
         context.reporter.stage(Stage.SAVING, f"step {trainer.state.global_step}")
         checkpoints.wait()

@@ -1,8 +1,8 @@
 """Trainers that make no progress and do not end themselves.
 
-The agent in the pod comes first: it knows all ranks, takes their stacks and ends them with a cause of their own. This is
-for the case that it is dead or hangs itself, and only for trainers that answer: one that cannot be asked is not called
-stalled. Nothing is remembered here; the trainer itself says how long it has stood still, whoever asks.
+The agent in the pod comes first: it knows all ranks, takes their stacks and ends them with a cause of their own. This
+is for the case that it is dead or hangs itself, and only for trainers that answer: one that cannot be asked is not
+called stalled. Nothing is remembered here; the trainer itself says how long it has stood still, whoever asks.
 """
 
 from __future__ import annotations
