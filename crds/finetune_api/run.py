@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from finetune_api.affinity import Affinity, Toleration
 from finetune_api.common import As, Message, cel, form, not_yet, only, ruled, rules
 from finetune_api.names import LABELS, LabelValue, ObjectName
+from finetune_api.network import EXTENDED_RESOURCE, Network
 from finetune_api.pod import PodTemplate
 
 __all__ = ["Distributed", "PodTemplate", "Resources", "RunPolicy", "Scheduling", "StorageSpec", "Tracking"]
@@ -43,7 +44,17 @@ class Resources(Message):
             "!has(self.gpuProduct) || self.gpusPerNode > 0",
             "resources.gpuProduct needs a GPU; set resources.gpusPerNode, or remove it",
             at=".gpuProduct",
-        )
+        ),
+        cel(
+            "!has(self.network) || self.network.preset == 'None' || self.nodes > 1",
+            "resources.network is about the way between nodes; set resources.nodes above 1, or remove it",
+            at=".network",
+        ),
+        cel(
+            "!has(self.network) || !(self.network.preset in ['InfiniBand', 'EFA']) || self.gpusPerNode > 0",
+            "this network preset is for GPUs; set resources.gpusPerNode, or resources.network.preset to Sockets",
+            at=".network.preset",
+        ),
     )
 
     nodes: int = Field(
@@ -66,9 +77,7 @@ class Resources(Message):
         "nvidia.com/gpu",
         max_length=253,
         description="Name of the GPUs' extended resource.",
-        json_schema_extra=rules(
-            form("^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-A-Za-z0-9_.]+$", "must be an extended resource: domain/name")
-        ),
+        json_schema_extra=rules(EXTENDED_RESOURCE),
     )
     gpu_product: str | None = Field(
         None,
@@ -91,9 +100,7 @@ class Resources(Message):
         description="Size of /dev/shm, counted against memory. auto: an eighth of memory.",
         json_schema_extra=quantity(also="auto"),
     )
-    network: dict[str, Any] | None = Field(
-        None, description="Network presets.", json_schema_extra=not_yet("resources.network", "remove it")
-    )
+    network: Network | None = Field(None, description="The fabric between the nodes; absent: preset None.")
 
 
 class Sharding(str, Enum):

@@ -23,6 +23,7 @@ from finetune_trainer.errors import DivergedError, StoppedError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.course import why_to_stop
 from finetune_trainer.export import Exporter
+from finetune_trainer.fabric import locked_memory_warning
 from finetune_trainer.report import Report, card, page
 from finetune_trainer.result import Output, samples, versions
 from finetune_trainer.runtime import load_job
@@ -60,6 +61,8 @@ def main(context: Context) -> None:
     # The reporter tells how far things are; bars that redraw themselves only fill a pod's log.
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
+    if warning := locked_memory_warning(context.job.spec):
+        context.reporter.warn(warning)
     with Store.connect(os.environ) as store:
         output = Output(store, context.job)
         result = output.finished() or _run(context, store, output)

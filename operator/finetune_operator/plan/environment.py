@@ -8,6 +8,7 @@ from finetune_api import contract
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
 from finetune_operator.plan.names import master_address
+from finetune_operator.plan.network import network_environment
 from finetune_operator.settings import Settings
 
 COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
@@ -32,7 +33,7 @@ PRIVATE = {
 
 def environment(job: FineTuneJob, settings: Settings) -> list[Object]:
     """The contract's variables; the job's own additions stand first and cannot replace them."""
-    own = [*_contract(job), *_rendezvous(job, settings), *_s3(job), *_libraries(job)]
+    own = [*_contract(job), *_rendezvous(job, settings), *_s3(job), *_network(job), *_libraries(job)]
     taken = {item["name"] for item in own}
     template = job.spec.pod_template
     added = [item.to_wire() for item in template.env if item.name not in taken] if template else []
@@ -67,6 +68,11 @@ def _s3(job: FineTuneJob) -> Iterator[Object]:
     if s3.secret_name is not None:
         for key in contract.SECRET_KEYS:
             yield _secret(key, s3.secret_name, optional=key == contract.ENV_S3_SESSION_TOKEN)
+
+
+def _network(job: FineTuneJob) -> Iterator[Object]:
+    for name, value in network_environment(job).items():
+        yield _value(name, value)
 
 
 def _libraries(job: FineTuneJob) -> Iterator[Object]:

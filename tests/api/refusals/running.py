@@ -6,6 +6,28 @@ from tests.api.refusals.refusal import A_GPU, A_NAME, AN_AMOUNT, LABELS, POD, Re
 
 BY_RULE = (
     Refusal(
+        "a fabric for a single node",
+        {"spec.resources.network": {"preset": "Sockets"}},
+        "spec.resources.network: Forbidden: resources.network is about the way between nodes; set resources.nodes "
+        "above 1, or remove it",
+    ),
+    Refusal(
+        "an interface without a preset",
+        {"spec.resources.network": {"interface": "eth0"}},
+        "spec.resources.network.interface: Forbidden: interface is a part of a preset; set preset to Sockets, or "
+        "remove interface",
+    ),
+    Refusal(
+        "devices without a fabric",
+        {"spec.resources.network": {"devices": 2}},
+        "spec.resources.network.devices: Forbidden: devices is for the presets InfiniBand and EFA; remove it",
+    ),
+    Refusal(
+        "a device's name without InfiniBand",
+        {"spec.resources.network": {"resource": "rdma/ib"}},
+        "spec.resources.network.resource: Forbidden: resource is for preset InfiniBand; remove it",
+    ),
+    Refusal(
         "a GPU product without GPUs",
         {"spec.resources.gpuProduct": "NVIDIA-L4"},
         "spec.resources.gpuProduct: Forbidden: resources.gpuProduct needs a GPU; set resources.gpusPerNode, or remove "

@@ -43,7 +43,6 @@ UNSUPPORTED = (
         "spec.resources.gpusPerNode: Invalid value: 2: more than one GPU is not supported yet; set "
         "resources.gpusPerNode to 0 or 1",
     ),
-    not_yet("spec.resources.network", {}, "remove it"),
     not_yet("spec.distributed.minNodes", 1, "remove it"),
     not_yet("spec.scheduling.queue", "team", "remove it"),
     not_yet("spec.scheduling.topologyKey", "zone", "set scheduling.affinity"),
