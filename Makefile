@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The CPU build of torch, so that no gigabytes of CUDA are fetched for tests; images and clusters choose for themselves.
 CONSTRAINTS ?= constraints.txt
+# Processes that run tests beside each other.
+WORKERS ?= 2
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -27,8 +29,10 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 quickstart: setup  ## The main job on this machine: model, data, training, result; about five minutes on two cores.
 	$(BIN)/python examples/quickstart/quickstart.py
 
+# One thread each: models of the tests are so small that more threads mostly wait for each other.
+test: export OMP_NUM_THREADS = 1
 test: setup  ## All tests; needs no cluster, no GPU and no network.
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .

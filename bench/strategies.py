@@ -30,6 +30,8 @@ OPTIONS: dict[StrategyType, dict[str, Any]] = {
     StrategyType.GREEN: {"green": {"target": 0.5}},
 }
 """What must be said, or says what is measured; the rest are defaults."""
+HEAD_ALONE: dict[str, Any] = {"additive": {"blocks": 0}}
+"""All that can be added to BERT: behind its normalisation no block begins as the identity."""
 MODELS = {"SmolLM2-135M": TaskType.INSTRUCTION, "MiniLM": TaskType.SEQUENCE_CLASSIFICATION}
 FIGURES = {"memory": "peak memory", "seconds": "seconds a step"}
 
@@ -37,13 +39,16 @@ FIGURES = {"memory": "peak memory", "seconds": "seconds a step"}
 def job(strategy: StrategyType, task: TaskType, folder: Path) -> dict[str, Any]:
     """Six steps of four rows, the same for all strategies."""
     name = "smollm2" if task is TaskType.INSTRUCTION else "minilm"
+    options = OPTIONS.get(strategy, {})
+    if strategy is StrategyType.ADDITIVE and name == "minilm":
+        options = HEAD_ALONE
     return {
         "metadata": {"name": "bench", "uid": "bench"},
         "spec": {
             "task": {"type": task.value},
             "model": {"uri": f"file://{folder / name}"},
             "dataset": {"uri": f"file://{folder / name}.jsonl"},
-            "strategy": {"type": strategy.value, **OPTIONS.get(strategy, {})},
+            "strategy": {"type": strategy.value, **options},
             "hyperparameters": {"maxSteps": STEPS, "perDeviceBatchSize": 4, "maxLength": 128},
             "evaluation": {"samples": 0},
             "checkpoint": {"everySteps": 10_000},
@@ -113,11 +118,12 @@ def compare(task: TaskType, folder: Path, rounds: int) -> dict[StrategyType, dic
     }
 
 
-def main(rounds: int, pictures: Path | None) -> None:
+def main(models: list[str], rounds: int, pictures: Path | None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_inputs(folder)
-        for model, task in MODELS.items():
+        for model in models:
+            task = MODELS[model]
             figures = compare(task, folder, rounds)
             whole = figures[StrategyType.FULL]
             for strategy, found in figures.items():
@@ -144,10 +150,11 @@ def main(rounds: int, pictures: Path | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("rounds", nargs="?", type=int, default=3)
+    parser.add_argument("--model", action="append", choices=list(MODELS), dest="models")
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--one")
     options = parser.parse_args()
     if options.one:
         print(json.dumps(one(json.loads(options.one))))
     else:
-        main(options.rounds, options.pictures)
+        main(options.models or list(MODELS), options.rounds, options.pictures)

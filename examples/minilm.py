@@ -1,9 +1,10 @@
 """Run an example on a real encoder: rows and model into a bucket, a FineTuneJob, and what came out.
 
-    python examples/minilm.py text-classification
-    python examples/minilm.py regression
+    python examples/minilm.py text-classification/full.yaml
+    python examples/minilm.py text-classification/layer-norm.yaml
+    python examples/minilm.py regression/full.yaml
 
-Further arguments go to `finetune run`. The rows are made by the example's data.py, the job is its job.yaml.
+Further arguments go to `finetune run`. The rows are made by data.py beside the job.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def model() -> Path:
 
 
 def main(example: str, *options: str) -> int:
-    job = HERE / example / "job.yaml"
-    rows = runpy.run_path(str(job.parent / "data.py"))["write"](STATE / example)
+    job = HERE / example
+    rows = runpy.run_path(str(job.parent / "data.py"))["write"](STATE / job.parent.name)
     spec = yaml.safe_load(job.read_text("utf-8"))["spec"]
     uploads = [f"--upload={model()}={spec['model']['uri']}/", f"--upload={rows}={spec['dataset']['uri']}"]
     arguments = ["run", str(job), *uploads, *options]
@@ -39,6 +40,6 @@ def main(example: str, *options: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or not (HERE / sys.argv[1] / "job.yaml").is_file():
+    if len(sys.argv) < 2 or not (HERE / sys.argv[1]).is_file():
         raise SystemExit(__doc__)
     sys.exit(main(*sys.argv[1:]))

@@ -167,6 +167,9 @@ class Progress(Message):
     checkpoint: CheckpointRef | None = None
     trainable_parameters: int | None = None
     total_parameters: int | None = None
+    world_size: int | None = Field(None, description="Processes that train together.")
+    global_batch_size: int | None = Field(None, description="Rows that one step learns from, over all processes.")
+    peak_learning_rate: float | None = Field(None, description="What the schedule rises to, at that batch size.")
     warnings: list[str] = Field(default_factory=list, max_length=MAX_WARNINGS)
     heartbeat_age_seconds: float = Field(0.0, description="Seconds since the training thread last gave a sign of life.")
     updated_at: str = Field("", description="RFC 3339 in UTC.")
@@ -195,6 +198,9 @@ class Result(Message):
     checkpoint: CheckpointRef | None = None
     trainable_parameters: int = 0
     total_parameters: int = 0
+    world_size: int = Field(1, description="Processes that trained together, in the last attempt.")
+    global_batch_size: int = Field(0, description="Rows that one step learned from, over all processes.")
+    learning_rate: float | None = Field(None, description="Peak learning rate, at that batch size.")
     train_seconds: float = 0.0
     tokens: int = 0
     samples: list[dict[str, str]] = Field(
@@ -237,6 +243,7 @@ class TerminationMessage(Message):
     cause: Cause | None = Field(None, description="Absent when the pod ended with OK.")
     message: str = Field("", description="What happened, in one or two sentences that name field, file or line.")
     advice: str = Field("", description="What to do about it.")
+    log: str = Field("", description="The last lines of the log that belong to it, as far as there is room.")
     rank: int | None = Field(None, description="The global rank that was the culprit, where one was.")
     attempt: int = 1
     step: int | None = None

@@ -58,6 +58,8 @@ def resolve(job: FineTuneJob) -> FineTuneJob:
         spec.evaluation.metrics = list(METRICS.get(spec.task.type, ()))
     if spec.output.weights is None:
         spec.output.weights = Weights.LAST if spec.evaluation.every_steps is None else Weights.BEST
+    if spec.resources.processes_per_node is None:
+        spec.resources.processes_per_node = max(1, spec.resources.gpus_per_node)
     s3 = spec.storage.s3
     if s3.path_style is None:
         s3.path_style = s3.endpoint is not None

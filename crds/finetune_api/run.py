@@ -55,23 +55,20 @@ class Resources(Message):
             "this network preset is for GPUs; set resources.gpusPerNode, or resources.network.preset to Sockets",
             at=".network.preset",
         ),
+        cel(
+            "!has(self.processesPerNode) || self.gpusPerNode == 0 || self.processesPerNode == self.gpusPerNode",
+            "every GPU has one process; remove resources.processesPerNode, or set it to resources.gpusPerNode",
+            at=".processesPerNode",
+        ),
     )
 
-    nodes: int = Field(
-        1,
+    nodes: int = Field(1, ge=1, le=1024, description="Number of pods.")
+    gpus_per_node: int = Field(0, ge=0, le=64, description="GPUs of a pod, one process each; 0: on the CPU.")
+    processes_per_node: int | None = Field(
+        None,
         ge=1,
-        le=1024,
-        description="Number of pods.",
-        json_schema_extra=rules(cel("self == 1", "more than one node is not supported yet; set resources.nodes to 1")),
-    )
-    gpus_per_node: int = Field(
-        0,
-        ge=0,
         le=64,
-        description="GPUs of a pod, one process each; 0: one process on the CPU.",
-        json_schema_extra=rules(
-            cel("self <= 1", "more than one GPU is not supported yet; set resources.gpusPerNode to 0 or 1")
-        ),
+        description="Processes of a pod that train together. Absent: one for each GPU, one on the CPU.",
     )
     gpu_resource: str = Field(
         "nvidia.com/gpu",

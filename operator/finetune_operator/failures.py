@@ -16,7 +16,16 @@ from pydantic import ValidationError
 
 from finetune_api.contract import CAUSE_OF_EXIT_CODE, NEVER_RETRIED, Cause, ExitCode, TerminationMessage
 from finetune_operator.cluster.port import Object
-from finetune_operator.observed import condition, is_deleting, name, phase, trainer_state, uid, waiting_states
+from finetune_operator.observed import (
+    condition,
+    is_deleting,
+    is_silent,
+    name,
+    phase,
+    trainer_state,
+    uid,
+    waiting_states,
+)
 
 MAX_TEXT = 1000
 """Characters of a foreign text that go into a message: enough for the sentence that matters."""
@@ -46,6 +55,8 @@ class Failure:
     pod: str = ""
     pod_uid: str = ""
     rank: Rank = Rank.OWN
+    log: str = ""
+    """The last lines that the pod left: it is deleted when it has been replaced."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +69,17 @@ class Obstacle:
 
 def classify(pods: Iterable[Object]) -> Failure | None:
     """The failure that a job's pods show together, or None while none has failed or is being taken away."""
+    pods = tuple(pods)
     found = [failure for pod in pods if (failure := classify_pod(pod)) is not None]
-    return min(found, key=lambda failure: (failure.rank, failure.pod), default=None)
+    first = min(found, key=lambda failure: (failure.rank, failure.pod), default=None)
+    # Peers notice a dead node before the cluster does.
+    return _silent(pods) or first if first is not None and first.rank is Rank.PEER else first
 
 
 def classify_pod(pod: Object) -> Failure | None:
     """Why this pod failed or is about to be stopped; None for one that is well, has succeeded or has not started."""
     failure = _from_exit(pod) or _from_pod(pod)
-    return failure and replace(failure, pod=name(pod), pod_uid=uid(pod))
+    return failure and replace(failure, pod=name(pod), pod_uid=uid(pod), log=_last_lines(pod))
 
 
 def termination_message(pod: Object) -> TerminationMessage | None:
@@ -75,6 +89,19 @@ def termination_message(pod: Object) -> TerminationMessage | None:
         return TerminationMessage.model_validate_json((terminated or {}).get("message") or "")
     except ValidationError:
         return None
+
+
+def _last_lines(pod: Object) -> str:
+    said = termination_message(pod)
+    return said.log if said is not None else _plain(str((trainer_state(pod, "terminated") or {}).get("message") or ""))
+
+
+def _silent(pods: tuple[Object, ...]) -> Failure | None:
+    pod = next(filter(is_silent, pods), None)
+    if pod is None:
+        return None
+    text = f"Node {pod['spec'].get('nodeName')} with pod {name(pod)} no longer answers"
+    return Failure(Cause.DISRUPTION, text, pod=name(pod), pod_uid=uid(pod), rank=Rank.FORCE)
 
 
 def obstacle(pods: Iterable[Object]) -> Obstacle | None:

@@ -8,13 +8,15 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api.contract import ANNOTATION_ATTEMPT, TRAINER_CONTAINER, Progress
-from finetune_operator.cluster.port import Object
+from finetune_operator.cluster.port import TRACKING, Object
 from finetune_operator.references import Named
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 ENDED = ("Succeeded", "Failed")
 SETTLE_SECONDS = 5.0
 """How long news of a pod usually takes to be complete."""
+LOST_SECONDS = 30.0
+"""How long after its grace period a pod may still be there; then its node is taken for dead."""
 
 NAMESPACE_ENDS = "because it is being terminated"
 """How the API server words the refusal of anything new in a namespace that is being deleted."""
@@ -209,6 +211,41 @@ def torn_down(observed: Observed) -> bool:
     workload = observed.workload
     quiet = workload is None or finished(workload) or (is_suspended(workload) and is_at_rest(workload))
     return quiet and not live_pods(observed)
+
+
+def lost_pods(observed: Observed, now: datetime) -> tuple[Object, ...]:
+    """Pods that should have ended long ago: nobody is left on their nodes who could say that they have."""
+    return tuple(pod for pod in live_pods(observed) if _overdue(pod, now) >= LOST_SECONDS)
+
+
+def _overdue(pod: Object, now: datetime) -> float:
+    due = pod["metadata"].get("deletionTimestamp")
+    return (now - parse_time(due)).total_seconds() if due else 0.0
+
+
+def is_tracked(pod: Object) -> bool:
+    """Whether the Job controller holds the pod: one that has failed until it is replaced, with growing delay."""
+    return TRACKING in pod["metadata"].get("finalizers", ())
+
+
+def tracked_failures(observed: Observed) -> tuple[Object, ...]:
+    """Failed pods by which the Job controller remembers how long to wait before it makes the next ones."""
+    owner = uid(observed.workload) if observed.workload else ""
+    mine = (pod for pod in observed.pods if controller_uid(pod) == owner)
+    return tuple(pod for pod in mine if phase(pod) == "Failed" and is_tracked(pod))
+
+
+def is_silent(pod: Object) -> bool:
+    """Whether the node controller no longer hears of a pod that runs: a kubelet always gives a reason."""
+    unready = condition(pod, "Ready", "False")
+    return trainer_state(pod, "running") is not None and unready is not None and not unready.get("reason")
+
+
+def replaces_nothing(workload: Object | None) -> bool:
+    """Whether no pod is made in place of one that is taken away now."""
+    if workload is None or finished(workload) or condition(workload, "SuccessCriteriaMet") is not None:
+        return True
+    return is_suspended(workload) and condition(workload, "Suspended") is not None
 
 
 def has_start_time(workload: Object) -> bool:

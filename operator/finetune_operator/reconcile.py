@@ -10,18 +10,17 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from finetune_api.contract import ANNOTATION_ATTEMPT, Progress
+from finetune_api.contract import Progress
 from finetune_api.job import FineTuneJob, ObjectMeta
 from finetune_api.status import TERMINAL, FineTuneJobStatus, Phase
+from finetune_operator.acting import Actor, NameTakenError
 from finetune_operator.cluster.port import (
     CONFIG_MAP,
     FINE_TUNE_JOB,
     JOB,
-    KINDS,
     POD,
     Cluster,
     ClusterError,
-    ConflictError,
     ForbiddenError,
     InvalidError,
     JsonPatch,
@@ -29,19 +28,14 @@ from finetune_operator.cluster.port import (
     Object,
 )
 from finetune_operator.lifecycle import (
-    Action,
     Create,
     Decision,
-    Delete,
-    ForgetStart,
-    Resume,
-    Suspend,
     decide,
     refused,
     unreadable,
 )
 from finetune_operator.observed import Observed, controller_uid, lacks_pods, rank_zero, refusal_in
-from finetune_operator.plan import Manifests, plan
+from finetune_operator.plan import plan
 from finetune_operator.plan.names import selector, workload_name
 from finetune_operator.references import Named, named, pending
 from finetune_operator.settings import Settings
@@ -52,11 +46,6 @@ MAX_ACTIONS = 4
 """Actions of one pass; more would be a rule that does not see what its action did."""
 MAX_NAMED = 16
 """Jobs that are read to find out for whom a job waits, and whether they wait in a circle."""
-ATTEMPT_PATH = "/spec/template/metadata/annotations/" + ANNOTATION_ATTEMPT.replace("~", "~0").replace("/", "~1")
-
-
-class NameTakenError(ClusterError):
-    """An object of somebody else has a child's name; it is never touched."""
 
 
 class ProgressSource(Protocol):
@@ -99,6 +88,7 @@ class Reconciler:
         self._progress = progress
         self._wake = wake
         self._waiters = Waiters()
+        self._actor = Actor(cluster, settings, clock)
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass. Returns seconds until the next one is wanted, or None. Raises ClusterError: try again later."""
@@ -130,16 +120,15 @@ class Reconciler:
                 await self._settle(raw, decision)
                 return decision.requeue_after
             try:
-                workload = await self._act(job, observed, decision.action)
+                observed = await self._actor.act(key, job, observed, decision.action)
             except (InvalidError, ForbiddenError, NameTakenError) as error:
                 final = isinstance(error, InvalidError) and isinstance(decision.action, Create)
                 answer = refused(job, observed, now, self._settings, message=str(error), final=final)
                 if answer.action is not None:
-                    await self._act(job, observed, answer.action)
+                    await self._actor.act(key, job, observed, answer.action)
                 else:
                     await self._settle(raw, answer)
                 raise
-            observed = replace(observed, workload=workload)
         raise ClusterError(f"{key}: more than {MAX_ACTIONS} actions in one pass")
 
     # --- observe -----------------------------------------------------------------------------------------------------
@@ -186,72 +175,6 @@ class Reconciler:
             return
         guard = {"op": "test", "path": "/metadata/uid", "value": found["metadata"]["uid"]}
         await self._cluster.patch(CONFIG_MAP, key, [guard, {"op": "add", "path": "/data", "value": wanted["data"]}])
-
-    # --- act ---------------------------------------------------------------------------------------------------------
-
-    async def _act(self, job: FineTuneJob, observed: Observed, action: Action) -> Object | None:
-        """Do it. Returns the Indexed Job as it is afterwards, or None when it is gone."""
-        match action:
-            case Create(attempt):
-                return await self._create(job, attempt)
-            case Delete():
-                await self._delete(observed)
-                return None
-            case Suspend():
-                return await self._patch(observed, [{"op": "add", "path": "/spec/suspend", "value": True}])
-            case ForgetStart():
-                return await self._patch(observed, [{"op": "remove", "path": "/status/startTime"}], "status")
-            case Resume(attempt):
-                # Whatever was deleted meanwhile is there again before the pods need it.
-                await self._create_needs(job, attempt)
-                return await self._patch(
-                    observed,
-                    [
-                        # Applies to a Job at rest only: pods of two attempts must never meet.
-                        {"op": "test", "path": "/spec/suspend", "value": True},
-                        {"op": "add", "path": ATTEMPT_PATH, "value": str(attempt)},
-                        {"op": "add", "path": "/spec/suspend", "value": False},
-                    ],
-                )
-
-    async def _create(self, job: FineTuneJob, attempt: int) -> Object:
-        """The Job last: when it is there, all that its pods need is there."""
-        manifests = await self._create_needs(job, attempt)
-        return await self._ensure(job, manifests.workload)
-
-    async def _create_needs(self, job: FineTuneJob, attempt: int) -> Manifests:
-        manifests = plan(job, self._settings, attempt)
-        await self._ensure(job, manifests.config_map)
-        await self._ensure(job, manifests.service)
-        return manifests
-
-    async def _ensure(self, job: FineTuneJob, manifest: Object) -> Object:
-        """Create it, or find what an earlier pass has created. Nothing of anybody else is ever overwritten."""
-        try:
-            return await self._cluster.create(manifest)
-        except ConflictError:
-            kind, metadata = KINDS[manifest["kind"]], manifest["metadata"]
-            found = await self._cluster.read(kind, Key(metadata["namespace"], metadata["name"]))
-        if found is None or found["metadata"].get("deletionTimestamp"):
-            raise NameTakenError(f"{kind.kind} {metadata['name']} of an earlier run is still being deleted")
-        if controller_uid(found) != job.metadata.uid:
-            raise NameTakenError(
-                f"{kind.kind} {metadata['name']} exists and does not belong to this job; delete it, or give the job "
-                "another name"
-            )
-        return found
-
-    async def _delete(self, observed: Observed) -> None:
-        metadata = (observed.workload or {})["metadata"]
-        await self._cluster.delete(JOB, Key(metadata["namespace"], metadata["name"]), metadata["uid"])
-
-    async def _patch(self, observed: Observed, patch: JsonPatch, subresource: str | None = None) -> Object | None:
-        workload = observed.workload or {}
-        metadata = workload["metadata"]
-        guard = {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]}
-        return await self._cluster.patch(
-            JOB, Key(metadata["namespace"], metadata["name"]), [guard, *patch], subresource
-        )
 
     # --- settle ------------------------------------------------------------------------------------------------------
 

@@ -166,14 +166,16 @@ def _everything() -> Object:
         "checkpoint": {"everySteps": 100, "keep": 2},
         "output": {"uri": "s3://models/out", "merge": True, "weights": "Last"},
         "resources": {
-            "nodes": 1,
-            "gpusPerNode": 1,
+            "nodes": 2,
+            "gpusPerNode": 8,
+            "processesPerNode": 8,
             "gpuResource": "amd.com/gpu",
             "gpuProduct": "NVIDIA-L4",
             "cpu": 4,
             "memory": "16Gi",
             "scratch": "20Gi",
             "sharedMemory": "1Gi",
+            "network": {"preset": "InfiniBand", "interface": "eth0", "resource": "rdma/ib", "devices": 8},
         },
         "distributed": {"sharding": "DDP"},
         "storage": {

@@ -104,6 +104,8 @@ def _hardware(spec: Object) -> None:
         _without(spec.get("resources"), "gpuProduct")
         _without(spec["model"], "dtype", "attention")
         _without(spec.get("hyperparameters"), "optimizer")
+    elif spec["resources"].get("processesPerNode") != spec["resources"]["gpusPerNode"]:
+        _without(spec["resources"], "processesPerNode")
     if spec["model"].get("dtype") == "float32":
         _without(spec["model"], "attention")
 

@@ -34,8 +34,6 @@ def _only(spec: Object) -> dict[str, list[Any]]:
         "spec.task.type": [spec["task"]["type"]],
         "spec.dataset.format": FORMATS[spec["task"]["type"]],
         "spec.distributed.sharding": ["Auto", "DDP"],
-        "spec.resources.nodes": [1],
-        "spec.resources.gpusPerNode": [0, 1],
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import select
 import signal
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 
 from finetune_api import contract
 from finetune_api.contract import TerminationMessage
+from tests.support.gangs import fresh_address
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB: dict[str, Any] = {
@@ -35,11 +35,6 @@ JOB: dict[str, Any] = {
 def job(output: Path, stall: int) -> dict[str, Any]:
     places = {"output": {"uri": f"file://{output}"}, "runPolicy": {"stallTimeoutSeconds": stall}}
     return {**JOB, "spec": {**JOB["spec"], **places}}
-
-
-def fresh_address() -> str:
-    """A loopback address that no other test uses now: every pod has all ports to itself."""
-    return f"127.{random.randint(1, 250)}.{random.randint(0, 250)}.{random.randint(2, 250)}"
 
 
 @dataclass

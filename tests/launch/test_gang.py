@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from finetune_api.contract import Cause, ExitCode
-from tests.launch.conftest import RunningPod, StartPod, fresh_address
+from tests.launch.conftest import RunningPod, StartPod
+from tests.support.gangs import fresh_address
 
 
 def start_gang(start_pod: StartPod, entry: str, **extra: object) -> list[RunningPod]:

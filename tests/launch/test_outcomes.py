@@ -9,7 +9,8 @@ import pytest
 
 from finetune_api import contract
 from finetune_api.contract import Cause, ExitCode
-from tests.launch.conftest import StartPod, fresh_address
+from tests.launch.conftest import StartPod
+from tests.support.gangs import fresh_address
 
 
 def test_success_is_told_with_the_result_but_without_its_samples(start_pod: StartPod) -> None:

@@ -13,7 +13,8 @@ import pytest
 from finetune_api.contract import PROGRESS_PORT, CheckpointRef, ExitCode, Progress, Stage
 from finetune_trainer.progress import Reporter, Sample, describe, eta_seconds, read_progress, tokens_per_second
 from finetune_trainer.progress_server import metrics_text, serve
-from tests.launch.conftest import StartPod, fresh_address
+from tests.launch.conftest import StartPod
+from tests.support.gangs import fresh_address
 
 
 def get(address: str, path: str, port: int = PROGRESS_PORT) -> str:

@@ -129,3 +129,24 @@ def _load(folder: Path) -> None:
     changed = [value for name, value in tuned.named_parameters() if "lora_B" in name]
     assert changed
     assert all(value.abs().max() > 0 for value in changed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "resources", [{"nodes": 2}, {"processesPerNode": 2}], ids=["two pods", "two processes of a pod"]
+)
+def test_several_ranks_train_one_adapter(shell: Shell, resources: dict[str, int]) -> None:
+    spec = {**job()["spec"], "resources": resources, "checkpoint": {"everySteps": 4}}  # type: ignore[dict-item]
+    spec["hyperparameters"] = {"maxSteps": 6, "learningRate": 1.0e-3, "maxLength": 128}
+    shell.write("job.yaml", yaml.safe_dump({**job(), "spec": spec}))
+    uploads = ("--upload", "model=s3://models/tiny", "--upload", "train.jsonl=s3://data/train.jsonl")
+    done = shell.run("run", "job.yaml", *uploads, seconds=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^tiny +LoRA +Succeeded +6/6 ", done.stdout, re.MULTILINE)
+    shell.run("storage", "cp", "s3://out/tiny/", "out/")
+    result = json.loads((shell.folder / "out" / "result.json").read_text())
+    assert (result["worldSize"], result["globalBatchSize"]) == (2, 8)
+    states = [path.name for path in (shell.folder / "out/checkpoints/step-00000006").glob("rng_state_*.pth")]
+    assert sorted(states) == ["rng_state_0.pth", "rng_state_1.pth"]
+    wait_for(lambda: not processes_in(shell.folder))

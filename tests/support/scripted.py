@@ -31,6 +31,8 @@ class ScriptedRuntime:
         self.started: list[str] = []
         self.stopped: dict[str, float] = {}
         self.refuse: StartError | None = None
+        self.lost: set[str] = set()
+        """Pods on nodes that are gone: nothing that happens to them is heard of any more, nor do they hear anything."""
         self._ends: dict[str, Exit] = {}
 
     def start(self, pod: Object) -> str:
@@ -41,6 +43,8 @@ class ScriptedRuntime:
 
     def stop(self, pod: Object, grace_seconds: float) -> None:
         name = pod["metadata"]["name"]
+        if name in self.lost:
+            return
         self.stopped[name] = grace_seconds
         if grace_seconds == 0:
             self._ends.setdefault(name, Exit(137))

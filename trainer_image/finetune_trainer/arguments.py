@@ -34,13 +34,16 @@ ADAM_ONLY = ("beta1", "beta2", "epsilon")
 """What only Adam and its kin have; taken and then ignored it would mislead."""
 
 
-def common_arguments(spec: FineTuneJobSpec, prepared: Prepared, compute: Compute, scratch: Path) -> dict[str, Any]:
+def common_arguments(
+    spec: FineTuneJobSpec, prepared: Prepared, compute: Compute, scratch: Path, world_size: int = 1
+) -> dict[str, Any]:
     """The settings of every task's trainer, as keyword arguments of TrainingArguments.
 
     Args:
         spec: a resolved job's spec.
         prepared: the data; the number of steps follows from it.
         scratch: folder for staged checkpoints.
+        world_size: number of ranks that divide the rows among them.
 
     Raises:
         UsageError: a hyper-parameter that cannot work, with the way out.
@@ -50,7 +53,7 @@ def common_arguments(spec: FineTuneJobSpec, prepared: Prepared, compute: Compute
     every = spec.evaluation.every_steps
     return dict(
         output_dir=str(scratch / "checkpoints"),
-        **(_steps_of_stream(values) if spec.dataset.streaming else _duration(values, len(prepared.train))),
+        **(_steps_of_stream(values) if spec.dataset.streaming else _duration(values, len(prepared.train), world_size)),
         per_device_train_batch_size=values.per_device_batch_size,
         gradient_accumulation_steps=values.gradient_accumulation_steps,
         **_optimization(values),
@@ -71,15 +74,23 @@ def common_arguments(spec: FineTuneJobSpec, prepared: Prepared, compute: Compute
         data_seed=values.seed,
         full_determinism=values.deterministic,
         dataloader_num_workers=values.data_workers,
+        # Looking for them costs a walk through the graph in every step; `learning` asks for it where there are some.
+        ddp_find_unused_parameters=False,
         report_to="none",
         push_to_hub=False,
         disable_tqdm=True,
     )
 
 
-def _duration(values: Hyperparameters, rows: int) -> dict[str, Any]:
+def global_batch(values: Hyperparameters, world_size: int) -> int:
+    """Rows that one optimizer step learns from, over all ranks."""
+    return values.per_device_batch_size * values.gradient_accumulation_steps * world_size
+
+
+def _duration(values: Hyperparameters, rows: int, world_size: int) -> dict[str, Any]:
     # The library lets max_steps override the epochs upwards too; here whichever comes first ends the run.
-    per_epoch = math.ceil(math.ceil(rows / values.per_device_batch_size) / values.gradient_accumulation_steps)
+    batches = math.ceil(math.ceil(rows / values.per_device_batch_size) / world_size)
+    per_epoch = math.ceil(batches / values.gradient_accumulation_steps)
     by_epochs = math.ceil(values.epochs * per_epoch)
     capped = values.max_steps is not None and values.max_steps < by_epochs
     return {

@@ -6,7 +6,7 @@ any time, sharded or not, and what has not begun is left alone since it has no g
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,6 +74,42 @@ def allow_pauses(trainer: Trainer) -> None:
     """Let ranks not wait for gradients of what does not learn; called before the trainer wraps its model."""
     if trainer.accelerator.ddp_handler is not None:
         trainer.accelerator.ddp_handler.find_unused_parameters = True
+
+
+def await_what_learns(trainer: Trainer, probe: Callable[[Any], Mapping[str, torch.Tensor]]) -> None:
+    """Let ranks wait for the gradients of all that learns, if the model's answer depends on all of it.
+
+    Args:
+        probe: gives inputs of a few rows, without labels.
+    """
+    if trainer.accelerator.ddp_handler is None:
+        return
+    model = trainer.model
+    learning = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    with trainer.accelerator.autocast():
+        if not learning <= _parameters_behind(model, probe(model)):
+            allow_pauses(trainer)
+
+
+def _parameters_behind(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> set[int]:
+    """Ids of the parameters that the logits depend on, by the graph that autograd makes of a forward pass."""
+    training = model.training
+    # In eval mode: running statistics stay, and no block is left out at random.
+    model.eval()
+    with torch.enable_grad():
+        left = [model(**inputs).logits.grad_fn]
+    model.train(training)
+    seen: set[Any] = {None}
+    found: set[int] = set()
+    while left:
+        node = left.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        left += [following for following, _ in node.next_functions]
+    return found
 
 
 def begin(model: nn.Module, optimizer: Optimizer, names: Collection[str]) -> None:

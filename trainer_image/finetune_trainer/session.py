@@ -10,15 +10,16 @@ from transformers import set_seed
 
 from finetune_api.contract import Stage
 from finetune_api.job import Weights
-from finetune_trainer.arguments import common_arguments, refuse_what_cannot_work
+from finetune_trainer.arguments import common_arguments, global_batch, refuse_what_cannot_work
 from finetune_trainer.callbacks import CourseCallback, ProgressCallback, StopCallback, StopwatchCallback
+from finetune_trainer.collectives import assemble, first_says, in_turn
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.stream import Stream
 from finetune_trainer.evaluation.course import Watch
 from finetune_trainer.groups import peak_rates, spared
 from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import BaseFiles, fetch_beside, fetch_dataset, fetch_model
-from finetune_trainer.learning import LeanRecomputationCallback, allow_pauses
+from finetune_trainer.learning import LeanRecomputationCallback, allow_pauses, await_what_learns
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
 from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import Strategy, strategy_of
@@ -27,7 +28,8 @@ from finetune_trainer.tasks.streaming import StreamCallback
 from finetune_trainer.unfreezing import UnfreezingCallback, stages
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from finetune_trainer.loaded import Loaded
     from finetune_trainer.result import Output
@@ -82,7 +84,8 @@ class Start:
 
     def fetch(self) -> BaseFiles:
         """The base model's files; raises UsageError when they are no model that can be trained."""
-        return fetch_model(self.context, self.store, self.task.refuse_files)
+        with in_turn(self.context, "model"):
+            return fetch_model(self.context, self.store, self.task.refuse_files)
 
     def open(self, base: BaseFiles) -> Session:
         """Prepare everything up to the first step.
@@ -95,9 +98,11 @@ class Start:
         task.check(config, self.strategy.virtual_tokens)
         override_dropout(config, spec.hyperparameters.dropout)
         processor = task.read_processor(base.folder, config)
-        prepared = self._prepare()
-        task.configure(config)
-        self.strategy.gather(partial(fetch_beside, self.context, self.store), base.folder)
+        with in_turn(self.context, "data"):
+            prepared = self._prepare()
+            task.configure(config)
+            self.strategy.gather(partial(fetch_beside, self.context, self.store), base.folder)
+        assemble(self.context, cuda=self.compute.hardware.cuda)
         loaded = self._model(base, config)
         self.context.stop.check()
         parameters = parameter_counts(loaded.model)
@@ -140,18 +145,34 @@ class Start:
             )
         )
         loaded = replace(loaded, compute=dtype, device=self.compute.hardware.device_of(context.local_rank))
-        strategy.restore(self.output.choice())
-        set_seed(spec.hyperparameters.seed)
-        model = strategy.prepare(loaded)
+        model = self._prepared_model(loaded)
         hold_frozen_statistics(model)
-        if context.is_main and (choice := strategy.choice()):
-            self.output.keep_choice(choice)
         self.task.finish(model)
         return replace(loaded, model=model)
 
+    def _prepared_model(self, loaded: Loaded) -> PreTrainedModel:
+        """The same one on all ranks: what is chosen by looking at data, rank 0 chooses."""
+        strategy, seed = self.strategy, self.context.job.spec.hyperparameters.seed
+        prepared = []
+
+        def choose() -> dict[str, torch.Tensor]:
+            strategy.restore(self.output.choice())
+            set_seed(seed)
+            prepared.append(strategy.prepare(loaded))
+            if choice := strategy.choice():
+                self.output.keep_choice(choice)
+            return strategy.choice()
+
+        if strategy.chooses:
+            strategy.restore(first_says(choose))
+        if not prepared:
+            set_seed(seed)
+            prepared.append(strategy.prepare(loaded))
+        return prepared[0]
+
     def _trainer(self, loaded: Loaded, prepared: Prepared) -> JobTrainer:
         context, task, spec, model = self.context, self.task, self.context.job.spec, loaded.model
-        common = common_arguments(spec, prepared, self.compute, context.scratch)
+        common = common_arguments(spec, prepared, self.compute, context.scratch, context.world_size)
         watch = Watch.of(spec.evaluation) if spec.output.weights is Weights.BEST else None
         # First: the others are told the epoch that it knows.
         callbacks = [StreamCallback()] if isinstance(prepared.train, Stream) else []
@@ -168,6 +189,7 @@ class Start:
         trainer.learning, trainer.watch = learning, watch
         trainer.rates = peak_rates(model, learning, spec.hyperparameters)
         trainer.undecayed = spared(model, spec.hyperparameters.no_weight_decay)
+        await_what_learns(trainer, task.probe)
         self._unfreeze(trainer, loaded)
         self.strategy.attach(trainer)
         return trainer
@@ -187,3 +209,19 @@ class Start:
         self.context.reporter.update(trainable_parameters=trainable, total_parameters=total)
         detail = f"{size_in_words(trainable)} of {size_in_words(total)} parameters learn"
         self.context.reporter.stage(Stage.LOADING, detail)
+        self._tell_batch()
+
+    def _tell_batch(self) -> None:
+        """How many rows a step learns from: with several ranks a multiple of what the spec says of each."""
+        context, values = self.context, self.context.job.spec.hyperparameters
+        rows = global_batch(values, context.world_size)
+        context.reporter.update(
+            world_size=context.world_size, global_batch_size=rows, peak_learning_rate=values.learning_rate
+        )
+        if context.world_size > 1:
+            context.reporter.stage(
+                Stage.LOADING,
+                f"{context.world_size} ranks x {values.per_device_batch_size} rows x "
+                f"{values.gradient_accumulation_steps} micro-steps: {rows:,} rows a step, at a learning rate of "
+                f"{values.learning_rate:g}",
+            )

@@ -11,10 +11,12 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.contract import CheckpointRef, OutputRef, Result, Stage
+from finetune_trainer import collectives
 from finetune_trainer.angle import FILE as ANGLES_FILE
 from finetune_trainer.angle import Angle, OtherModelError
 from finetune_trainer.angle import measure as measure_angles
 from finetune_trainer.angle import to_json as angles_to_json
+from finetune_trainer.arguments import global_batch
 from finetune_trainer.callbacks import trained_seconds
 from finetune_trainer.checkpoints import Checkpoints, Manifest
 from finetune_trainer.checkpoints.catalog import CorruptCheckpointError
@@ -66,16 +68,19 @@ def main(context: Context) -> None:
     with Store.connect(os.environ) as store:
         output = Output(store, context.job)
         result = output.finished() or _run(context, store, output)
-    context.result_file.write_text(result.model_dump_json(by_alias=True))
-    context.reporter.stage(Stage.FINISHED, result.output.uri)
+    if context.is_main and result is not None:
+        context.result_file.write_text(result.model_dump_json(by_alias=True))
+        context.reporter.stage(Stage.FINISHED, result.output.uri)
 
 
-def _run(context: Context, store: Store, output: Output) -> Result:
+def _run(context: Context, store: Store, output: Output) -> Result | None:
+    """The result, on rank 0."""
     start = Start.of(context, store, output)
     base = start.fetch()
     checkpoints = _checkpoints(context, store, output, base.digest)
     try:
-        checkpoints.refuse_foreign_output()
+        if context.is_main:
+            checkpoints.refuse_foreign_output()
         session = start.open(base)
         session.trainer.checkpoints = checkpoints
         before = _before(context, session, output)
@@ -84,6 +89,9 @@ def _run(context: Context, store: Store, output: Output) -> Result:
     finally:
         checkpoints.close()
     after = _measure(context, session, "the tuned model")
+    if not context.is_main:
+        # Done: what is delivered is rank 0's to write, and its node ends with OK only when it has.
+        return None
     return _deliver(context, store, session, output, trained, before=before, after=after)
 
 
@@ -109,7 +117,7 @@ def _checkpoints(context: Context, store: Store, output: Output, base_digest: st
 
 def _before(context: Context, session: Session, output: Output) -> Measured:
     """What the tuned model is compared with; an earlier attempt's, where there was one."""
-    known = output.baseline()
+    known = collectives.first_says(output.baseline)
     if known is not None:
         return known
     with session.strategy.absent(session.trainer.model):
@@ -141,24 +149,23 @@ def _train(context: Context, trainer: JobTrainer, checkpoints: Checkpoints, outp
     """Train to the last step, from the newest complete checkpoint where there is one.
 
     A step that is not finite is tried once more, with the same rows: a flaw of the hardware does not come twice, one of
-    the data or the settings does. All ranks decide alike, since what they decide by is read before the first step.
+    the data or the settings does. All ranks decide alike.
 
     Raises:
         StoppedError: SIGTERM ended it; the last step is saved.
         DivergedError: loss or gradient were not finite, the second time from the same checkpoint.
     """
-    folder = context.scratch / "restored"
-    restored = checkpoints.restore(folder, context.reporter.warn)
+    restored = _restore(context, checkpoints)
     # Whether the base was measured in this attempt or in an earlier one must not move the generators.
     set_seed(context.job.spec.hyperparameters.seed)
-    tried = output.diverged_from()
+    tried = collectives.first_says(output.diverged_from)
     while True:
         try:
             _steps(context, trainer, restored)
             break
         except DivergedError as error:
             checkpoints.wait()
-            restored = checkpoints.restore(folder, context.reporter.warn)
+            restored = _restore(context, checkpoints)
             if restored is None:
                 raise
             step = restored[0].step
@@ -173,6 +180,20 @@ def _train(context: Context, trainer: JobTrainer, checkpoints: Checkpoints, outp
         context.reporter.stage(Stage.SAVING, f"step {trainer.state.global_step}")
         checkpoints.wait()
         raise StoppedError(f"stopped on request after step {trainer.state.global_step}, which is saved")
+
+
+def _restore(context: Context, checkpoints: Checkpoints) -> Restored | None:
+    """The newest complete checkpoint on this node's disk; all ranks go on from the same one, which rank 0 chooses."""
+    folder = context.scratch / "restored"
+    found = collectives.first_says(lambda: checkpoints.restore(folder, context.reporter.warn))
+    if found is None:
+        return None
+    ref, place = found
+
+    def bring() -> Path:
+        return place if context.is_main else checkpoints.fetch_step(ref.step, folder)
+
+    return ref, collectives.node_says(context, bring)
 
 
 def _steps(context: Context, trainer: JobTrainer, restored: Restored | None) -> None:
@@ -198,11 +219,22 @@ def _take_best(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) 
         return last
     checkpoints.wait()
     context.reporter.stage(Stage.EVALUATING, f"fetching step {best}, the best one")
-    try:
-        trainer.take_weights(checkpoints.fetch(best, WEIGHTS_FILE, context.scratch / "best"))
-    except CorruptCheckpointError as error:
-        context.reporter.warn(f"step {best} was the best, but step {last} is delivered: {error.message}")
+    folder = context.scratch / "best"
+
+    def fetch() -> Path:
+        return checkpoints.fetch(best, WEIGHTS_FILE, folder)
+
+    def fetch_or_warn() -> Path | None:
+        try:
+            return fetch()
+        except CorruptCheckpointError as error:
+            context.reporter.warn(f"step {best} was the best, but step {last} is delivered: {error.message}")
+            return None
+
+    path = collectives.first_says(fetch_or_warn)
+    if path is None:
         return last
+    trainer.take_weights(collectives.node_says(context, lambda: path if context.is_main else fetch()))
     return best
 
 
@@ -259,7 +291,7 @@ def _angles(context: Context, session: Session, delivered: Path) -> list[Angle]:
 def _result(
     context: Context, session: Session, output: OutputRef, trained: Trained, *, before: Measured, after: Measured
 ) -> Result:
-    state = session.trainer.state
+    state, values = session.trainer.state, context.job.spec.hyperparameters
     trainable, total = session.parameters
     return Result(
         job=context.job.metadata.name,
@@ -274,6 +306,9 @@ def _result(
         checkpoint=context.reporter.snapshot().checkpoint,
         trainable_parameters=trainable,
         total_parameters=total,
+        world_size=context.world_size,
+        global_batch_size=global_batch(values, context.world_size),
+        learning_rate=values.learning_rate,
         train_seconds=round(trained_seconds(session.trainer), 3),
         tokens=state.num_input_tokens_seen,
         samples=samples(session.task.samples, before.answers, after.answers),

@@ -16,7 +16,7 @@ from io import TextIOBase
 from typing import NoReturn, TextIO
 
 from finetune_api import contract
-from finetune_api.hyperparameters import Hyperparameters
+from finetune_api.job import FineTuneJob
 from finetune_trainer.causes import CauseRecord, Kind, cause_file, reserve_cause_file, traceback_file, write_cause
 from finetune_trainer.diagnosis import classify
 from finetune_trainer.errors import TrainerError
@@ -130,7 +130,7 @@ def _record_end(error: BaseException, pod: Pod, rank: int, reporter: Reporter) -
         message = f"the program exited by itself with {error.code!r}"
         record = CauseRecord(kind=Kind.OWN, exit_code=contract.ExitCode.SOFTWARE, message=message)
     else:
-        record = classify(error, _hyperparameters(pod))
+        record = classify(error, _job(pod))
     if not isinstance(error, TrainerError):
         traceback.print_exception(error)
     reporter.save()
@@ -142,9 +142,9 @@ def _record_end(error: BaseException, pod: Pod, rank: int, reporter: Reporter) -
     return record.exit_code
 
 
-def _hyperparameters(pod: Pod) -> Hyperparameters | None:
+def _job(pod: Pod) -> FineTuneJob | None:
     try:
-        return load_job(pod.job_file).spec.hyperparameters
+        return load_job(pod.job_file)
     except TrainerError:
         return None
 

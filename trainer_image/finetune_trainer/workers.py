@@ -42,7 +42,7 @@ class Workers:
 
     def __init__(self, entrypoint: str, pod: Pod, started_at: float) -> None:
         self._pod = pod
-        env = dict(os.environ) | {ENV_STARTED_AT: repr(started_at)}
+        env = _shared_cores(pod.processes) | dict(os.environ) | {ENV_STARTED_AT: repr(started_at)}
         self._workers = [self._start(entrypoint, local_rank, env) for local_rank in range(pod.processes)]
 
     def _start(self, entrypoint: str, local_rank: int, env: Mapping[str, str]) -> _Worker:
@@ -131,6 +131,12 @@ class Workers:
             )
             for worker in self._workers
         ]
+
+
+def _shared_cores(processes: int) -> dict[str, str]:
+    """Each of several processes computes with its share of the cores: all on all would only wait for each other."""
+    cores = len(os.sched_getaffinity(0))
+    return {} if processes == 1 else {"OMP_NUM_THREADS": str(max(1, cores // processes))}
 
 
 def _signal_group(pid: int) -> None:

@@ -42,12 +42,14 @@ def require_ended(earlier: Sequence[Object]) -> None:
 
 
 def _gpus(document: Document, job: Object) -> None:
-    """Fewer GPUs than a pod asks for would be waited for without end."""
-    wanted, present = job["spec"]["resources"]["gpusPerNode"], len(machine_gpus())
-    if wanted > present:
+    """Fewer GPUs than the pods ask for would be waited for without end."""
+    resources, present = job["spec"]["resources"], len(machine_gpus())
+    wanted, nodes = resources["gpusPerNode"], resources["nodes"]
+    if wanted * nodes > present:
+        asked = f"spec.resources.gpusPerNode is {wanted}" + (f" and spec.resources.nodes {nodes}" if nodes > 1 else "")
         raise CliError(
-            f"{document.place}: spec.resources.gpusPerNode is {wanted}, and this machine has {present} GPU(s); "
-            "set it to what there is, or to 0 for the CPU"
+            f"{document.place}: {asked}, and this machine has {present} GPU(s); set it to what there is, or to 0 for "
+            "the CPU"
         )
 
 

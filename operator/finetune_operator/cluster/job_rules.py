@@ -14,10 +14,9 @@ from datetime import datetime
 from typing import Any
 
 from finetune_operator.cluster.pods import INDEX, ended, exit_codes, finished_at, has_condition, index_of
-from finetune_operator.cluster.port import JOB, POD, Object
+from finetune_operator.cluster.port import JOB, POD, TRACKING, Object
 from finetune_operator.cluster.rules import clone, key_of, timestamp
 
-TRACKING = "batch.kubernetes.io/job-tracking"
 FAILURES = "batch.kubernetes.io/job-index-failure-count"
 MAX_BACK_OFF_SECONDS = 600.0
 

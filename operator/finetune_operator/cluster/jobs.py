@@ -6,10 +6,10 @@ import secrets
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from finetune_operator.cluster.job_rules import TRACKING, look_at, pod_of
+from finetune_operator.cluster.job_rules import look_at, pod_of
 from finetune_operator.cluster.memory import MemoryCluster, utc_now
 from finetune_operator.cluster.pods import is_owned_by
-from finetune_operator.cluster.port import JOB, POD, ConflictError, Object
+from finetune_operator.cluster.port import JOB, POD, TRACKING, ConflictError, Object
 from finetune_operator.cluster.rules import key_of
 
 

@@ -266,13 +266,18 @@ class MemoryCluster:
         grace = grace_seconds
         if grace is None:
             grace = obj["spec"].get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS)
-        marks = {
-            "deletionTimestamp": timestamp(self._clock() + timedelta(seconds=grace)),
-            "deletionGracePeriodSeconds": grace,
-        }
+        marks = {"deletionTimestamp": self._due(obj["metadata"], grace), "deletionGracePeriodSeconds": grace}
         doomed = {**clone(obj), "metadata": {**clone(obj["metadata"]), **marks}}
         self._store("MODIFIED", doomed)
         self._finalize(doomed)
+
+    def _due(self, metadata: Object, grace: int) -> str:
+        """When the deletion is due: counted from the first request, which later ones may only hasten."""
+        requested = self._clock()
+        if "deletionTimestamp" in metadata:
+            earlier = timedelta(seconds=metadata["deletionGracePeriodSeconds"])
+            requested = datetime.fromisoformat(metadata["deletionTimestamp"]) - earlier
+        return timestamp(requested + timedelta(seconds=grace))
 
     def _finalize(self, obj: Object) -> None:
         """Drop a deleted pod when its finalizers are gone and no process can be left of it, or nobody waits for it."""

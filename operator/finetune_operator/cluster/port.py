@@ -45,6 +45,8 @@ SERVICE = Kind("v1", "Service", "services")
 POD = Kind("v1", "Pod", "pods")
 EVENT = Kind("v1", "Event", "events")
 JOB = Kind("batch/v1", "Job", "jobs")
+TRACKING = "batch.kubernetes.io/job-tracking"
+"""Finalizer by which the Job controller holds a pod until it has counted it."""
 KINDS = {kind.kind: kind for kind in (FINE_TUNE_JOB, CONFIG_MAP, SERVICE, POD, EVENT, JOB)}
 
 

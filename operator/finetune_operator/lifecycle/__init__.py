@@ -2,7 +2,18 @@
 
 from finetune_operator.lifecycle.chain import HOPELESS
 from finetune_operator.lifecycle.decide import decide
-from finetune_operator.lifecycle.decision import Action, Create, Decision, Delete, ForgetStart, Notice, Resume, Suspend
+from finetune_operator.lifecycle.decision import (
+    Action,
+    Create,
+    Decision,
+    Delete,
+    ForgetStart,
+    Free,
+    Notice,
+    Remove,
+    Resume,
+    Suspend,
+)
 from finetune_operator.lifecycle.ending import refused, unreadable
 
 __all__ = [
@@ -12,7 +23,9 @@ __all__ = [
     "Decision",
     "Delete",
     "ForgetStart",
+    "Free",
     "Notice",
+    "Remove",
     "Resume",
     "Suspend",
     "decide",

@@ -16,6 +16,7 @@ from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Sit
 from finetune_operator.lifecycle.ending import finish
 from finetune_operator.lifecycle.held import let_go, look_again
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
+from finetune_operator.lifecycle.leftovers import free_lost, tidy
 from finetune_operator.lifecycle.running import follow
 from finetune_operator.lifecycle.stalled import end_standstill
 from finetune_operator.lifecycle.start import start_next, still_there
@@ -139,6 +140,7 @@ def _failing(situation: Situation) -> Decision | None:
 
 
 RULES: tuple[Rule, ...] = (
+    free_lost,
     finish,
     let_go,
     _in_incident,
@@ -148,6 +150,7 @@ RULES: tuple[Rule, ...] = (
     _not_started,
     _failing,
     end_standstill,
+    tidy,
     follow,
 )
 RULES_AT_THE_END: tuple[Rule, ...] = (let_go, _stay_ended)

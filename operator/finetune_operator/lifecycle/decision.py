@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_api.job import FineTuneJob
 from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_operator.cluster.port import Object
 from finetune_operator.observed import Observed, parse_time, timestamp
 from finetune_operator.settings import Settings
 
@@ -46,7 +47,21 @@ class Delete:
     """Delete the Indexed Job, so that its controller lets go of the pods that it holds."""
 
 
-Action = Create | Suspend | ForgetStart | Resume | Delete
+@dataclass(frozen=True)
+class Free:
+    """Take pods of dead nodes out of the way: nobody is left there who could report their end."""
+
+    pods: tuple[Object, ...]
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Delete pods of earlier attempts, whose evidence is recorded."""
+
+    pods: tuple[Object, ...]
+
+
+Action = Create | Suspend | ForgetStart | Resume | Delete | Free | Remove
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from finetune_api.contract import Cause
 from finetune_api.status import Incident, Phase, Restarts
 from finetune_operator.failures import Failure
-from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Notice, Situation, Suspend
+from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Delete, Notice, Situation, Suspend
 from finetune_operator.lifecycle.ending import fail
 from finetune_operator.lifecycle.start import start_next
-from finetune_operator.observed import current_pods, is_suspended, torn_down, uid
+from finetune_operator.lifecycle.text import with_log
+from finetune_operator.observed import current_pods, is_suspended, torn_down, tracked_failures, uid
 
 COUNTERS = {
     Cause.DISRUPTION: "disruption",
@@ -43,7 +44,8 @@ def open_incident(situation: Situation, failure: Failure) -> Decision:
     counted = _counted(situation.status.restarts, failure.cause) if retry else situation.status.restarts
     phase = Phase.RESTARTING if retry else situation.status.phase
     status = situation.to(phase, incident.cause, _stopping(incident), incident=incident, restarts=counted)
-    events = (Notice("Restarting", f"{incident.cause}: {failure.message}", warning=True),) if retry else ()
+    told = with_log(f"{incident.cause}: {failure.message}", failure.log)
+    events = (Notice("Restarting", told, warning=True),) if retry else ()
     return Decision(status, events=events, requeue_after=0.0)
 
 
@@ -59,7 +61,15 @@ def handle_incident(situation: Situation, incident: Incident) -> Decision:
     if situation.job.spec.suspend:
         text = f"Suspended; the last attempt ended with {incident.cause}: {incident.message}"
         return Decision(situation.to(Phase.SUSPENDED, "Suspended", text))
+    if _is_held_against_it(situation, incident):
+        return Decision(situation.status, Delete())
     return start_next(situation)
+
+
+def _is_held_against_it(situation: Situation, incident: Incident) -> bool:
+    """Whether the Job controller would make the job wait for what was not its fault: with each pod that has failed,
+    be it for a node's drain, the next one waits twice as long, up to ten minutes. A new Job knows nothing of that."""
+    return incident.cause == Cause.DISRUPTION.value and bool(tracked_failures(situation.observed))
 
 
 def _wait(situation: Situation, incident: Incident) -> Decision:

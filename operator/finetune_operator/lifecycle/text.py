@@ -81,6 +81,19 @@ def progress_sentence(progress: Progress) -> str:
     return warned(words, progress.warnings)
 
 
+EVENT_CHARACTERS = 1024
+"""What the API server takes of an event's message."""
+
+
+def with_log(sentence: str, log: str) -> str:
+    """A sentence with the last lines of a log, as many as fit into an event."""
+    room = EVENT_CHARACTERS - len(sentence) - 2
+    lines = log.strip().splitlines()
+    while lines and len("\n".join(lines)) > room:
+        lines.pop(0)
+    return "\n".join([f"{sentence}:", *lines]) if lines else sentence
+
+
 def warned(sentence: str, warnings: Sequence[str]) -> str:
     """The sentence with the newest warning; all of them stand in status.warnings."""
     if not warnings:

@@ -28,6 +28,23 @@ BY_RULE = (
         "spec.resources.network.resource: Forbidden: resource is for preset InfiniBand; remove it",
     ),
     Refusal(
+        "InfiniBand without GPUs",
+        {"spec.resources": {"nodes": 2, "network": {"preset": "InfiniBand"}}},
+        "spec.resources.network.preset: Forbidden: this network preset is for GPUs; set resources.gpusPerNode, or "
+        "resources.network.preset to Sockets",
+    ),
+    Refusal(
+        "the daemon of another cloud",
+        {"spec.resources": {"nodes": 2, "network": {"preset": "TCPX"}}},
+        'spec.resources.network.preset: Invalid value: "TCPX": TCPX takes a daemon of Google\'s with privileges beside '
+        "the trainer, which is not run; use Sockets",
+    ),
+    Refusal(
+        "an interface that is none",
+        {"spec.resources": {"nodes": 2, "network": {"preset": "Sockets", "interface": "eth 0"}}},
+        'spec.resources.network.interface: Invalid value: "eth 0": must be the name of an interface, such as eth0',
+    ),
+    Refusal(
         "a GPU product without GPUs",
         {"spec.resources.gpuProduct": "NVIDIA-L4"},
         "spec.resources.gpuProduct: Forbidden: resources.gpuProduct needs a GPU; set resources.gpusPerNode, or remove "
@@ -38,6 +55,12 @@ BY_RULE = (
         {"spec.resources.gpuProduct": "NVIDIA L4", **A_GPU},
         'spec.resources.gpuProduct: Invalid value: "NVIDIA L4": must be a label\'s value, such as '
         "NVIDIA-A100-SXM4-80GB",
+    ),
+    Refusal(
+        "two processes on one GPU",
+        {"spec.resources.processesPerNode": 2, **A_GPU},
+        "spec.resources.processesPerNode: Forbidden: every GPU has one process; remove resources.processesPerNode, or "
+        "set it to resources.gpusPerNode",
     ),
     Refusal(
         "a GPU resource without domain",

@@ -32,17 +32,6 @@ UNSUPPORTED = (
         "s3:// or pvc:// and name that",
     ),
     not_yet("spec.dataset.preparation", {"deduplicate": True}, "prepare the data before the job"),
-    Refusal(
-        "two nodes",
-        {"spec.resources.nodes": 2},
-        "spec.resources.nodes: Invalid value: 2: more than one node is not supported yet; set resources.nodes to 1",
-    ),
-    Refusal(
-        "two GPUs",
-        {"spec.resources.gpusPerNode": 2},
-        "spec.resources.gpusPerNode: Invalid value: 2: more than one GPU is not supported yet; set "
-        "resources.gpusPerNode to 0 or 1",
-    ),
     not_yet("spec.distributed.minNodes", 1, "remove it"),
     not_yet("spec.scheduling.queue", "team", "remove it"),
     not_yet("spec.scheduling.topologyKey", "zone", "set scheduling.affinity"),

@@ -63,16 +63,27 @@ class Checkpoints:
             return manifest.ref(self._root), folder
         return None
 
+    def fetch_step(self, step: int, directory: Path) -> Path:
+        """Fetch the whole of one complete step into directory; the folder with its files.
+
+        Raises:
+            CorruptCheckpointError: it is not there, or not what its manifest says.
+        """
+        return catalog.fetch(self._store, self._root, self._manifest(step), directory)
+
     def fetch(self, step: int, name: str, directory: Path) -> Path:
         """Fetch one file of one complete step into directory.
 
         Raises:
             CorruptCheckpointError: it is not there, or not what its manifest says.
         """
+        return catalog.fetch_one(self._store, self._root, self._manifest(step), name, directory)
+
+    def _manifest(self, step: int) -> Manifest:
         manifest = catalog.find(self._store, self._root, step)
         if manifest is None:
             raise CorruptCheckpointError(f"there is no complete checkpoint of step {step} in {self._root}")
-        return catalog.fetch_one(self._store, self._root, manifest, name, directory)
+        return manifest
 
     def refuse_foreign_output(self) -> None:
         """Raise UsageError when the output holds another job's checkpoints; cheap, to be asked before training."""

@@ -6,6 +6,7 @@ written and read by the Trainer itself.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 from transformers.trainer_utils import IntervalStrategy
 
 from finetune_trainer.checkpoints.checkpoints import Checkpoints
+from finetune_trainer.collectives import all_say, meet
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation.course import LOSS, Watch
 
@@ -26,7 +28,11 @@ else:
     _Base = object
 
 WEIGHTS_FILE = "trainable.safetensors"
-ALLOWED_FILES = {WEIGHTS_FILE, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "trainer_state.json"}
+RNG_FILE = "rng_state_{rank}.pth"
+"""Of each rank, as the Trainer calls it; of a rank that is alone without a number."""
+ALLOWED_FILES = re.compile(
+    r"(trainable\.safetensors|(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|trainer_state\.json)"
+)
 """Nothing else leaves the pod: above all not training_args.bin, a pickle that may hold tokens."""
 
 
@@ -87,7 +93,9 @@ class CheckpointingMixin(_Base):
         load_trainable_state(self.accelerator.unwrap_model(self.model), self.learning, path)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what learns, and only that; exports have their own function."""
+        """Write what learns, and only that, on rank 0; exports have their own function."""
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
@@ -97,7 +105,9 @@ class CheckpointingMixin(_Base):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.checkpoints.raise_failure()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(folder, ignore_errors=True)
+        if self.args.local_process_index == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        meet()
         crc = torch.serialization.get_crc32_options()
         # The manifest carries a SHA-256 of every file; torch's own CRC would double the time that training waits.
         torch.serialization.set_crc32_options(False)
@@ -105,10 +115,26 @@ class CheckpointingMixin(_Base):
             super()._save_checkpoint(model, trial)
         finally:
             torch.serialization.set_crc32_options(crc)
+        if not self.args.should_save:
+            return
         for path in folder.iterdir():
-            if path.name not in ALLOWED_FILES:
+            if not ALLOWED_FILES.fullmatch(path.name):
                 path.unlink()
         self.checkpoints.submit(self.state.global_step, folder, self.best_step)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Each rank has its own generators, and rank 0 hands those of all to the bucket."""
+        super()._save_rng_state(output_dir)
+        if self.args.world_size == 1:
+            return
+        own = Path(output_dir) / RNG_FILE.format(rank=self.args.process_index)
+        states = all_say(own.read_bytes())
+        if self.args.should_save:
+            for rank, state in enumerate(states):
+                (Path(output_dir) / RNG_FILE.format(rank=rank)).write_bytes(state)
+        elif self.args.local_process_index == 0:
+            # A node that hands over nothing keeps nothing.
+            shutil.rmtree(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)

@@ -49,6 +49,7 @@ def _summary(report: Report) -> list[tuple[str, Any]]:
         ("Output", result.output.uri),
         ("Steps", f"{result.steps}{f', stopped early: {result.stopped_early}' if result.stopped_early else ''}"),
         ("Weights", f"of step {result.exported_step}"),
+        ("Rows a step", f"{result.global_batch_size:,} over {result.world_size} process(es)"),
         *([("Tokens", f"{result.tokens:,}")] if result.tokens else []),
         ("Training time", f"{result.train_seconds:,.0f} s"),
         ("Trainable parameters", f"{result.trainable_parameters:,} of {result.total_parameters:,}"),

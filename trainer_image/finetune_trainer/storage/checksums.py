@@ -1,9 +1,9 @@
 """Checksums of objects, computed block by block in any order and put together afterwards.
 
-CRC32 is ours: of what Python computes without the interpreter lock it is the fastest by far (2.7 GiB/s a core where
-SHA-256 gives 0.9 and MD5 0.4), S3 stores it for whole objects, and the CRCs of parts combine to the CRC of the whole,
-so parallel parts need no second pass. It guards against accidents, not against forgers: TLS and the bucket's
-permissions do that. MD5 is computed only where it is all that the server offers.
+CRC32 is ours: of what Python computes without the interpreter lock it is the fastest by far (ISA-L folds it nine times
+as fast as zlib; SHA-256 and MD5 are slower than that), S3 stores it for whole objects, and the CRCs of parts combine to
+the CRC of the whole, so parallel parts need no second pass. It guards against accidents, not against forgers: TLS and
+the bucket's permissions do that. MD5 is computed only where it is all that the server offers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
+
+from isal.isal_zlib import crc32
 
 READ_BYTES = 1024 * 1024
 MD5_ETAG = re.compile(r"[0-9a-f]{32}")
@@ -30,7 +31,7 @@ def file_crc32(path: Path) -> str:
     crc = 0
     with path.open("rb", buffering=0) as file:
         while data := file.read(READ_BYTES):
-            crc = zlib.crc32(data, crc)
+            crc = crc32(data, crc)
     return crc_hex(crc)
 
 
@@ -108,7 +109,7 @@ class Expectation:
         if self.kind is Kind.CRC32:
             return whole_crc32(blocks).to_bytes(4, "big")
         if self.kind is Kind.CRC32_OF_PARTS:
-            return zlib.crc32(digests).to_bytes(4, "big")
+            return crc32(digests).to_bytes(4, "big")
         if self.kind is Kind.MD5_OF_PARTS:
             return hashlib.md5(digests, usedforsecurity=False).digest()
         return digests  # MD5: one block
@@ -164,7 +165,7 @@ class BlockHasher:
         if self._md5 is not None:
             self._md5.update(view)
         else:
-            self._crc = zlib.crc32(view, self._crc)
+            self._crc = crc32(view, self._crc)
 
     def _end(self) -> None:
         digest = self._crc.to_bytes(4, "big") if self._md5 is None else self._md5.digest()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+from isal.isal_zlib import crc32
 
 from finetune_trainer.storage.batch import Batch, Progress
 from finetune_trainer.storage.checksums import READ_BYTES, crc_hex
@@ -114,7 +115,7 @@ def _write_whole(path: Path, blocks: Iterator[bytes]) -> int:
             for data in blocks:
                 write_at(file.fileno(), data, position)
                 position += len(data)
-                crc = zlib.crc32(data, crc)
+                crc = crc32(data, crc)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

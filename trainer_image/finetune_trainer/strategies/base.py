@@ -71,6 +71,11 @@ class Strategy(ABC):
             UsageError: an option of the strategy matches nothing in this architecture.
         """
 
+    @property
+    def chooses(self) -> bool:
+        """Whether `prepare` chooses by looking at data, which on other hardware might come out otherwise."""
+        return False
+
     def choice(self) -> dict[str, torch.Tensor]:
         """What `prepare` has chosen by looking at data, if it does; kept, since a restart must not choose anew."""
         return {}

@@ -64,6 +64,10 @@ class SelectingStrategy(ModelStrategy):
         if parameter.requires_grad and not kept.all():
             self._elements.append(Elements(parameter, kept))
 
+    @property
+    def chooses(self) -> bool:
+        return self.spec.select is not None and self.spec.select.fisher is not None
+
     def choice(self) -> dict[str, torch.Tensor]:
         """Bits of the masks of what Fisher information has picked, by the parameter's name."""
         return self._choice

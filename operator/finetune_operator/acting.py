@@ -1,0 +1,142 @@
+"""What a reconcile does to the children of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from finetune_api.contract import ANNOTATION_ATTEMPT
+from finetune_api.job import FineTuneJob
+from finetune_operator.cluster.pods import lost_status
+from finetune_operator.cluster.port import (
+    JOB,
+    KINDS,
+    POD,
+    Cluster,
+    ClusterError,
+    ConflictError,
+    JsonPatch,
+    Key,
+    Object,
+)
+from finetune_operator.lifecycle import Action, Create, Delete, ForgetStart, Free, Remove, Resume, Suspend
+from finetune_operator.observed import Observed, controller_uid, is_tracked
+from finetune_operator.plan import Manifests, plan
+from finetune_operator.plan.names import selector
+from finetune_operator.settings import Settings
+
+ATTEMPT_PATH = "/spec/template/metadata/annotations/" + ANNOTATION_ATTEMPT.replace("~", "~0").replace("/", "~1")
+
+
+class NameTakenError(ClusterError):
+    """An object of somebody else has a child's name; it is never touched."""
+
+
+class Actor:
+    """Carries out actions, each idempotent and bound to the incarnations that were seen.
+
+    Args:
+        clock: the present in UTC.
+    """
+
+    def __init__(self, cluster: Cluster, settings: Settings, clock: Callable[[], datetime]) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._clock = clock
+
+    async def act(self, key: Key, job: FineTuneJob, observed: Observed, action: Action) -> Observed:
+        """Do it. Returns the children as they are afterwards."""
+        match action:
+            case Free(pods):
+                for pod in pods:
+                    await self._free(pod)
+                left = await self._cluster.list(POD, key.namespace, selector(key.name))
+                return replace(observed, pods=tuple(left))
+            case Remove(pods):
+                for pod in pods:
+                    await self._cluster.delete(POD, _key(pod), pod["metadata"]["uid"])
+                return replace(observed, pods=tuple(pod for pod in observed.pods if pod not in pods))
+            case _:
+                return replace(observed, workload=await self._act_on_workload(job, observed, action))
+
+    async def _act_on_workload(
+        self, job: FineTuneJob, observed: Observed, action: Create | Delete | Suspend | ForgetStart | Resume
+    ) -> Object | None:
+        """Do it. Returns the Indexed Job as it is afterwards, or None when it is gone."""
+        match action:
+            case Create(attempt):
+                return await self._create(job, attempt)
+            case Delete():
+                await self._delete(observed)
+                return None
+            case Suspend():
+                return await self._patch(observed, [{"op": "add", "path": "/spec/suspend", "value": True}])
+            case ForgetStart():
+                return await self._patch(observed, [{"op": "remove", "path": "/status/startTime"}], "status")
+            case Resume(attempt):
+                # Whatever was deleted meanwhile is there again before the pods need it.
+                await self._create_needs(job, attempt)
+                return await self._patch(
+                    observed,
+                    [
+                        # Applies to a Job at rest only: pods of two attempts must never meet.
+                        {"op": "test", "path": "/spec/suspend", "value": True},
+                        {"op": "add", "path": ATTEMPT_PATH, "value": str(attempt)},
+                        {"op": "add", "path": "/spec/suspend", "value": False},
+                    ],
+                )
+
+    async def _create(self, job: FineTuneJob, attempt: int) -> Object:
+        """The Job last: when it is there, all that its pods need is there."""
+        manifests = await self._create_needs(job, attempt)
+        return await self._ensure(job, manifests.workload)
+
+    async def _create_needs(self, job: FineTuneJob, attempt: int) -> Manifests:
+        manifests = plan(job, self._settings, attempt)
+        await self._ensure(job, manifests.config_map)
+        await self._ensure(job, manifests.service)
+        return manifests
+
+    async def _ensure(self, job: FineTuneJob, manifest: Object) -> Object:
+        """Create it, or find what an earlier pass has created. Nothing of anybody else is ever overwritten."""
+        try:
+            return await self._cluster.create(manifest)
+        except ConflictError:
+            kind, metadata = KINDS[manifest["kind"]], manifest["metadata"]
+            found = await self._cluster.read(kind, Key(metadata["namespace"], metadata["name"]))
+        if found is None or found["metadata"].get("deletionTimestamp"):
+            raise NameTakenError(f"{kind.kind} {metadata['name']} of an earlier run is still being deleted")
+        if controller_uid(found) != job.metadata.uid:
+            raise NameTakenError(
+                f"{kind.kind} {metadata['name']} exists and does not belong to this job; delete it, or give the job "
+                "another name"
+            )
+        return found
+
+    async def _free(self, pod: Object) -> None:
+        """Say in its node's place that a pod has ended, where the Job controller waits for that; then drop it."""
+        metadata, message = pod["metadata"], "the node of this pod no longer answers"
+        if is_tracked(pod):
+            patch: JsonPatch = [
+                {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
+                {"op": "add", "path": "/status", "value": lost_status(pod, message, self._clock())},
+            ]
+            await self._cluster.patch(POD, _key(pod), patch, "status")
+        await self._cluster.delete(POD, _key(pod), metadata["uid"], grace_seconds=0)
+
+    async def _delete(self, observed: Observed) -> None:
+        metadata = (observed.workload or {})["metadata"]
+        await self._cluster.delete(JOB, Key(metadata["namespace"], metadata["name"]), metadata["uid"])
+
+    async def _patch(self, observed: Observed, patch: JsonPatch, subresource: str | None = None) -> Object | None:
+        workload = observed.workload or {}
+        metadata = workload["metadata"]
+        guard = {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]}
+        return await self._cluster.patch(
+            JOB, Key(metadata["namespace"], metadata["name"]), [guard, *patch], subresource
+        )
+
+
+def _key(obj: Object) -> Key:
+    return Key(obj["metadata"]["namespace"], obj["metadata"]["name"])
