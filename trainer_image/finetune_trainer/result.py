@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 CHOICE_FILE = "report/choice.safetensors"
+PIN_FILE = "report/model.json"
 DIVERGENCE_FILE = "report/divergence.json"
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "finetune-operator")
@@ -37,6 +38,13 @@ class Divergence(Message):
 
     uid: str
     checkpoint: int
+
+
+class Pin(Message):
+    """Which model a job is trained from, where its address may come to mean another one."""
+
+    uid: str
+    uri: str
 
 
 class Output:
@@ -82,6 +90,19 @@ class Output:
     def keep_baseline(self, measured: Measured) -> None:
         """Keep it for later attempts."""
         self.write("report/baseline.json", Baseline(uid=self._job.metadata.uid, **measured.model_dump()))
+
+    def pinned(self) -> str | None:
+        """Where an earlier attempt of this job has found its model."""
+        data = self._read(PIN_FILE)
+        try:
+            pin = Pin.model_validate_json(data) if data else None
+        except ValidationError:
+            return None
+        return pin.uri if pin and pin.uid == self._job.metadata.uid else None
+
+    def keep_pin(self, uri: str) -> None:
+        """Keep it for later attempts."""
+        self.write(PIN_FILE, Pin(uid=self._job.metadata.uid, uri=uri))
 
     def diverged_from(self) -> int | None:
         """The step of the checkpoint after which this job has diverged, in this attempt or an earlier one."""
