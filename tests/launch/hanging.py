@@ -14,9 +14,25 @@ from finetune_trainer.runtime import Context
 from tests.launch.entries import deliver, say
 
 
+def meet(context: Context) -> None:
+    """Connect the ranks, with signs of life meanwhile: on a busy machine that may take long."""
+    met = threading.Event()
+
+    def beat() -> None:
+        while not met.wait(0.05):
+            context.reporter.beat()
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    dist.init_process_group("gloo")
+    dist.barrier()
+    met.set()
+    thread.join()
+
+
 def hang_in_a_lock(context: Context) -> None:
     """Rank 1 waits for a lock that nobody gives back, rank 0 for rank 1."""
-    dist.init_process_group("gloo")
+    meet(context)
     context.reporter.stage(Stage.TRAINING)
     say(f"training {context.rank}")
     if context.rank == 1:
@@ -31,7 +47,7 @@ def _take_twice(lock: threading.Lock) -> None:
 
 def hang_in_the_backward_pass(context: Context) -> None:
     """Rank 0's reductions run below torch's backward pass, where rank 1 never comes."""
-    dist.init_process_group("gloo")
+    meet(context)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))
     if context.rank == 1:
         ctypes.CDLL(None).sleep(600)
@@ -40,7 +56,7 @@ def hang_in_the_backward_pass(context: Context) -> None:
 
 def work_alone_while_the_others_wait(context: Context) -> None:
     """Rank 0 delivers for longer than a standstill may last; rank 1 waits for it in a collective."""
-    dist.init_process_group("gloo")
+    meet(context)
     if context.is_main:
         for _ in range(45):
             time.sleep(0.1)

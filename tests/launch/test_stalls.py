@@ -36,14 +36,14 @@ def test_the_rank_in_a_lock_is_blamed_and_not_the_one_that_waits_for_it(start_po
 
 
 def test_a_rank_whose_interpreter_is_held_in_c_still_shows_its_stacks(start_pod: StartPod, tmp_path: Path) -> None:
-    pod = start_pod("hang_in_c_with_the_interpreters_lock", stall=2, FINETUNE_ATTEMPT=3)
+    pod = start_pod("hang_in_c_with_the_interpreters_lock", stall=5, FINETUNE_ATTEMPT=3)
     assert pod.exit_code() == ExitCode.STALLED
     assert "rank 0 hangs in hang_in_c_with_the_interpreters_lock (entries.py" in pod.message.message
     assert "(most recent call first)" in kept(tmp_path, 0, attempt=3)
 
 
 def test_a_process_that_answers_no_signal_is_told_by_its_state(start_pod: StartPod) -> None:
-    pod = start_pod("be_stopped", stall=1)
+    pod = start_pod("be_stopped", stall=5)
     assert pod.exit_code() == ExitCode.STALLED
     assert "rank 0 left no stacks: its process is stopped by a signal" in pod.message.message
 
