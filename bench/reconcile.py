@@ -36,6 +36,9 @@ class Meter:
         self.reads = 0
         self.seconds = 0.0
 
+    def walk(self, *args: Any, **kwargs: Any) -> Any:
+        return self._inner.walk(*args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._inner, name)
 

@@ -20,8 +20,9 @@ from finetune_operator.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "charts" / "finetune-operator"
-SET_ELSEWHERE = {"trainer_image", "image_pull_policy", "namespaces"}
-"""Settings that are made of trainer.image and watch.namespaces, which say more than the operator's own variables."""
+SET_ELSEWHERE = {"trainer_image", "image_pull_policy", "image_pull_secrets", "network_policy", "namespaces", "lease"}
+"""Settings that are made of values that say more than the operator's own variables: trainer, networkPolicies,
+watch.namespaces, and where the release is."""
 WARNING = 2
 
 

@@ -91,6 +91,8 @@ LABEL_JOB = "finetune.dev/job"
 """On every child: the name of the FineTuneJob. Watches select by it on the server's side."""
 LABEL_COMPONENT = "finetune.dev/component"
 """`trainer` or `preflight`."""
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+"""On the child Job: the LocalQueue by which Kueue lets it start."""
 ANNOTATION_ATTEMPT = "finetune.dev/attempt"
 """On the child Job's pod template, patched while the Job is suspended: the attempt that its next pods belong to."""
 
@@ -231,6 +233,8 @@ class Cause(str, Enum):
     OUT_OF_MEMORY = "OutOfMemory"
     DISRUPTION = "Disruption"
     STALLED = "Stalled"
+    DEADLINE = "DeadlineExceeded"
+    """A limit of time that the spec has set."""
 
 
 CAUSE_OF_EXIT_CODE: dict[int, Cause] = {

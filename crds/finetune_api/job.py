@@ -132,8 +132,8 @@ class FineTuneJobSpec(Message):
         cel(
             "has(self.runPolicy) == has(oldSelf.runPolicy) && (!has(self.runPolicy) || "
             "self.runPolicy.terminationGracePeriodSeconds == oldSelf.runPolicy.terminationGracePeriodSeconds)",
-            "runPolicy.terminationGracePeriodSeconds cannot be changed after creation (runPolicy.retries can); delete "
-            "the job and create it anew",
+            "runPolicy.terminationGracePeriodSeconds cannot be changed after creation (the rest of runPolicy can); "
+            "delete the job and create it anew",
             at=".runPolicy.terminationGracePeriodSeconds",
         ),
         *RULES,
@@ -156,7 +156,8 @@ class FineTuneJobSpec(Message):
     scheduling: Scheduling = Field(Scheduling(), description="Where the pods may run, and in which order.")
     run_policy: RunPolicy = Field(
         RunPolicy(),
-        description="When a job is stopped, started again and cleaned up; retries can be changed at any time.",
+        description="When a job is stopped, started again and cleaned up; all but the grace period can be changed at "
+        "any time.",
     )
     tracking: Tracking | None = Field(
         None, description="Experiment trackers.", json_schema_extra=not_yet("tracking", "remove it")

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from finetune_api.affinity import Affinity, Toleration
 from finetune_api.common import As, Message, cel, form, not_yet, only, ruled, rules
-from finetune_api.names import LABELS, LabelValue, ObjectName
+from finetune_api.names import LABELS, LabelValue, ObjectName, Text
 from finetune_api.network import EXTENDED_RESOURCE, Network
 from finetune_api.pod import PodTemplate
 
@@ -167,8 +167,18 @@ class Scheduling(Message):
     queue: str | None = Field(
         None,
         max_length=63,
-        description="Kueue's LocalQueue.",
-        json_schema_extra=not_yet("scheduling.queue", "remove it"),
+        description="Kueue's LocalQueue, which then says when the job starts, and may take it back.",
+        json_schema_extra=rules(
+            form("^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "must be the name of a LocalQueue in the job's namespace")
+        ),
+    )
+    managed_by: Text | None = Field(
+        None,
+        description="managedBy of the Job: who runs it instead of the cluster's own Job controller, such as "
+        "kueue.x-k8s.io/multikueue.",
+        json_schema_extra=rules(
+            form("^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-a-z0-9._/]+$", "must be a path with a domain: domain/name")
+        ),
     )
     priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
     scheduler_name: ObjectName | None = Field(None, description="Scheduler of the pods; absent: the cluster's own.")
@@ -199,20 +209,25 @@ class Retries(Message):
     out_of_memory: int = Field(0, ge=0, le=1000, description="GPU or host memory exhausted.")
 
 
+MAX_SECONDS = 10 * 366 * 24 * 3600
+
+
 class RunPolicy(Message):
-    """When a job is stopped, started again and cleaned up; retries can be changed at any time."""
+    """When a job is stopped, started again and cleaned up; all but the grace period can be changed at any time."""
 
     active_deadline_seconds: int | None = Field(
         None,
         ge=1,
-        description="Time of running after which the job fails.",
-        json_schema_extra=not_yet("runPolicy.activeDeadlineSeconds", "set hyperparameters.maxSteps"),
+        le=MAX_SECONDS,
+        description="Time of running after which the job fails. status.activeSeconds counts it: over all attempts, "
+        "without the time in which it waits, is suspended or starts.",
     )
     start_deadline_seconds: int | None = Field(
         None,
         ge=1,
-        description="Time without a running pod after which the job fails.",
-        json_schema_extra=not_yet("runPolicy.startDeadlineSeconds", "remove it"),
+        le=MAX_SECONDS,
+        description="Time after which the job fails when its pods do not all run: for lack of nodes, images, volumes. "
+        "It begins anew only when they did run, were suspended, or wait in a queue, which is not counted.",
     )
     stall_timeout_seconds: int = Field(
         1800,
@@ -224,8 +239,9 @@ class RunPolicy(Message):
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,
-        description="Time after the end after which the job is deleted.",
-        json_schema_extra=not_yet("runPolicy.ttlSecondsAfterFinished", "delete the job yourself"),
+        le=MAX_SECONDS,
+        description="Time after the end after which the FineTuneJob is deleted with all that belongs to it in the "
+        "cluster; what it has written stays. Absent: never.",
     )
     termination_grace_period_seconds: int = Field(
         120, ge=30, le=3600, description="Time between the request to stop and the kill: a checkpoint must fit into it."

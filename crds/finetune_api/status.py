@@ -28,6 +28,8 @@ TERMINAL = (Phase.SUCCEEDED, Phase.FAILED)
 
 class ConditionType(str, Enum):
     VALID = "Valid"
+    ADMITTED = "Admitted"
+    """Whether the queue lets it run; only of jobs that have one."""
     SCHEDULED = "Scheduled"
     RUNNING = "Running"
     COMPLETE = "Complete"
@@ -139,6 +141,9 @@ class FineTuneJobStatus(Message):
     active_seconds: int = Field(0, description="Time really running, over suspensions and restarts.")
     active_since: str | None = Field(
         None, max_length=32, description="Since when it runs now; adds up into activeSeconds."
+    )
+    waiting_since: str | None = Field(
+        None, max_length=32, description="Since when the pods do not all run although they may; RFC 3339."
     )
     conditions: list[Condition] = Field(
         [], max_length=16, description="What holds and what does not.", json_schema_extra=keyed_by("type")

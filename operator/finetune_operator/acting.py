@@ -10,6 +10,7 @@ from finetune_api.contract import ANNOTATION_ATTEMPT
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.pods import lost_status
 from finetune_operator.cluster.port import (
+    FINE_TUNE_JOB,
     JOB,
     KINDS,
     POD,
@@ -20,7 +21,18 @@ from finetune_operator.cluster.port import (
     Key,
     Object,
 )
-from finetune_operator.lifecycle import Action, Create, Delete, ForgetStart, Free, Remove, Resume, Suspend
+from finetune_operator.lifecycle import (
+    Action,
+    Create,
+    Delete,
+    Expire,
+    ForgetStart,
+    Free,
+    Number,
+    Remove,
+    Resume,
+    Suspend,
+)
 from finetune_operator.observed import Observed, controller_uid, is_tracked
 from finetune_operator.plan import Manifests, plan
 from finetune_operator.plan.names import selector
@@ -48,6 +60,9 @@ class Actor:
     async def act(self, key: Key, job: FineTuneJob, observed: Observed, action: Action) -> Observed:
         """Do it. Returns the children as they are afterwards."""
         match action:
+            case Expire():
+                await self._cluster.delete(FINE_TUNE_JOB, key, job.metadata.uid)
+                return observed
             case Free(pods):
                 for pod in pods:
                     await self._free(pod)
@@ -61,7 +76,7 @@ class Actor:
                 return replace(observed, workload=await self._act_on_workload(job, observed, action))
 
     async def _act_on_workload(
-        self, job: FineTuneJob, observed: Observed, action: Create | Delete | Suspend | ForgetStart | Resume
+        self, job: FineTuneJob, observed: Observed, action: Create | Delete | Suspend | ForgetStart | Number | Resume
     ) -> Object | None:
         """Do it. Returns the Indexed Job as it is afterwards, or None when it is gone."""
         match action:
@@ -74,17 +89,15 @@ class Actor:
                 return await self._patch(observed, [{"op": "add", "path": "/spec/suspend", "value": True}])
             case ForgetStart():
                 return await self._patch(observed, [{"op": "remove", "path": "/status/startTime"}], "status")
+            case Number(attempt):
+                await self._create_needs(job, attempt)
+                return await self._patch(observed, _numbered(attempt))
             case Resume(attempt):
                 # Whatever was deleted meanwhile is there again before the pods need it.
                 await self._create_needs(job, attempt)
                 return await self._patch(
                     observed,
-                    [
-                        # Applies to a Job at rest only: pods of two attempts must never meet.
-                        {"op": "test", "path": "/spec/suspend", "value": True},
-                        {"op": "add", "path": ATTEMPT_PATH, "value": str(attempt)},
-                        {"op": "add", "path": "/spec/suspend", "value": False},
-                    ],
+                    [*_numbered(attempt), {"op": "add", "path": "/spec/suspend", "value": False}],
                 )
 
     async def _create(self, job: FineTuneJob, attempt: int) -> Object:
@@ -94,8 +107,8 @@ class Actor:
 
     async def _create_needs(self, job: FineTuneJob, attempt: int) -> Manifests:
         manifests = plan(job, self._settings, attempt)
-        await self._ensure(job, manifests.config_map)
-        await self._ensure(job, manifests.service)
+        for manifest in manifests.needs():
+            await self._ensure(job, manifest)
         return manifests
 
     async def _ensure(self, job: FineTuneJob, manifest: Object) -> Object:
@@ -136,6 +149,14 @@ class Actor:
         return await self._cluster.patch(
             JOB, Key(metadata["namespace"], metadata["name"]), [guard, *patch], subresource
         )
+
+
+def _numbered(attempt: int) -> JsonPatch:
+    """Applies to a suspended Job only: pods of two attempts must never meet."""
+    return [
+        {"op": "test", "path": "/spec/suspend", "value": True},
+        {"op": "add", "path": ATTEMPT_PATH, "value": str(attempt)},
+    ]
 
 
 def _key(obj: Object) -> Key:

@@ -3,58 +3,58 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import sys
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
+from finetune_operator import logs
 from finetune_operator.cluster.kubernetes import connect, load_configuration
 from finetune_operator.endpoints import serving
 from finetune_operator.engine import Engine
+from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
+from finetune_operator.replica import Replica, replica
 from finetune_operator.settings import Settings, SettingsError, load
-from finetune_operator.watch import watch
-
-
-class JsonFormatter(logging.Formatter):
-    """One object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields)
-
-
-def configure_logging(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else text)
-    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    # kopf logs every event that it delivers.
-    logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
+from finetune_operator.watch import Stop, watch
+from finetune_operator.watches import Watches
 
 
 async def operate(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Whatever part ends with an error ends the process: the kubelet starts it anew."""
-    configuration, metrics, watching = await load_configuration(), Metrics(), asyncio.Event()
+    configuration, metrics, watches, stop = await load_configuration(), Metrics(), Watches(time.monotonic), Stop()
+    health = Health(watches)
+    metrics.watch(watches)
     async with (
+        replica(settings) as this,
         connect(
-            configuration, namespaces=settings.namespaces, request_seconds=settings.request_timeout_seconds
+            configuration,
+            namespaces=settings.namespaces,
+            request_seconds=settings.request_timeout_seconds,
+            may_write=this.leads,
+            answered=metrics.answered,
         ) as cluster,
-        serving(settings.http_port, metrics, watching.is_set),
+        serving(settings.http_port, metrics, health),
         asyncio.TaskGroup() as group,
     ):
-        engine = Engine(cluster, settings, metrics=metrics)
-        running = group.create_task(engine.run())
-        await watch(engine.put, settings, configuration, watching)
-        running.cancel()
+        metrics.leader.set_function(this.leads)
+        engine = Engine(cluster, settings, metrics=metrics, gate=this.leading, watches=watches, listed=health.listed)
+        running = [
+            group.create_task(engine.run()),
+            group.create_task(health.knock_for_ever(cluster.knock)),
+            group.create_task(_stop_gracefully(stop, health, engine, this)),
+        ]
+        await watch(engine.put, watches, settings, configuration, stop)
+        for task in running:
+            task.cancel()
+
+
+async def _stop_gracefully(stop: Stop, health: Health, engine: Engine, this: Replica) -> None:
+    """Take no job any more, finish what is under way, give the Lease up: only then may another replica begin."""
+    await stop.asked.wait()
+    health.stopping = True
+    await engine.drain()
+    await this.release()
+    stop.drained.set()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"finetune-operator: {error}", file=sys.stderr)
         return 2
-    configure_logging(settings)
+    logs.configure(settings)
     asyncio.run(operate(settings))
     return 0
 

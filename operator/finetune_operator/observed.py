@@ -36,6 +36,8 @@ class Observed:
     """Seconds since that answer; since the pod was first to be asked, if there is none."""
     refusal: str | None = None
     """Why the Job controller may not create the Job's pods (quota, admission), if it said so."""
+    eviction: str | None = None
+    """Why the queue has taken the Job back, if it did and said so."""
     named: Mapping[str, Named | None] = field(default_factory=dict)
     """Jobs that must have succeeded before this one can start, and those that they wait for; None: there is none."""
 
@@ -156,8 +158,7 @@ def placed_since(pod: Object, now: datetime) -> float | None:
 def held_pods(observed: Observed) -> tuple[Object, ...]:
     """Pods that ended and were deleted, and yet stay: the Job controller holds an index's last failed pod by a
     finalizer until it has replaced it, which a suspended Job never does."""
-    owner = uid(observed.workload) if observed.workload else ""
-    mine = (pod for pod in observed.pods if controller_uid(pod) == owner)
+    mine = own_pods(observed)
     return tuple(pod for pod in mine if not is_live(pod) and is_deleting(pod) and pod["metadata"].get("finalizers"))
 
 
@@ -182,6 +183,12 @@ def refusal_in(events: Sequence[Object]) -> str | None:
     return str(tries[-1].get("message") or "") if refused else None
 
 
+def eviction_in(events: Sequence[Object]) -> str | None:
+    """Why Kueue has stopped a Job, in its events, oldest first."""
+    stops = [str(event.get("message") or "") for event in events if event.get("reason") == "Stopped"]
+    return stops[-1] if stops else None
+
+
 def current_pods(observed: Observed) -> tuple[Object, ...]:
     """Pods of the Job's present attempt, lowest index first: only they speak for it."""
     if observed.workload is None:
@@ -189,6 +196,12 @@ def current_pods(observed: Observed) -> tuple[Object, ...]:
     owner, attempt = uid(observed.workload), workload_attempt(observed.workload)
     mine = (p for p in observed.pods if controller_uid(p) == owner and attempt_of(p["metadata"]) == attempt)
     return tuple(sorted(mine, key=lambda pod: (index(pod), name(pod))))
+
+
+def own_pods(observed: Observed) -> tuple[Object, ...]:
+    """Pods of the Job, of whatever attempt."""
+    owner = uid(observed.workload) if observed.workload else ""
+    return tuple(pod for pod in observed.pods if controller_uid(pod) == owner)
 
 
 def live_pods(observed: Observed) -> tuple[Object, ...]:
@@ -230,9 +243,7 @@ def is_tracked(pod: Object) -> bool:
 
 def tracked_failures(observed: Observed) -> tuple[Object, ...]:
     """Failed pods by which the Job controller remembers how long to wait before it makes the next ones."""
-    owner = uid(observed.workload) if observed.workload else ""
-    mine = (pod for pod in observed.pods if controller_uid(pod) == owner)
-    return tuple(pod for pod in mine if phase(pod) == "Failed" and is_tracked(pod))
+    return tuple(pod for pod in own_pods(observed) if phase(pod) == "Failed" and is_tracked(pod))
 
 
 def is_silent(pod: Object) -> bool:

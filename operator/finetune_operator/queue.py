@@ -50,6 +50,9 @@ class KeyedQueue:
         self._failures: dict[Key, int] = {}
         self._serial = itertools.count()
         self._changed = asyncio.Event()
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def __len__(self) -> int:
         """Keys that are ready to be worked on."""
@@ -57,6 +60,8 @@ class KeyedQueue:
 
     def put(self, key: Key) -> None:
         """Now; a key in work is worked on again afterwards."""
+        if self._closed:
+            return
         self._due.pop(key, None)
         if key in self._working:
             self._again.add(key)
@@ -81,11 +86,12 @@ class KeyedQueue:
     def take(self) -> Key | None:
         """The key that has been ready longest, or None; it must be given back by done or fail."""
         self._ripen()
-        if not self._ready:
+        if self._closed or not self._ready:
             return None
         key = next(iter(self._ready))
         del self._ready[key]
         self._working.add(key)
+        self._idle.clear()
         return key
 
     def done(self, key: Key, again_after: float | None = None) -> None:
@@ -100,6 +106,12 @@ class KeyedQueue:
         delay = self._backoff.delay(failures)
         self._release(key, delay)
         return delay
+
+    async def close(self) -> None:
+        """Give out no key any more; returns when no key is in work."""
+        self._closed = True
+        self._ready.clear()
+        await self._idle.wait()
 
     async def wait(self) -> None:
         """Until a key may be ready."""
@@ -118,6 +130,8 @@ class KeyedQueue:
 
     def _release(self, key: Key, again_after: float | None) -> None:
         self._working.discard(key)
+        if not self._working:
+            self._idle.set()
         if key in self._again:
             self._again.discard(key)
             self.put(key)

@@ -30,11 +30,21 @@ from finetune_operator.cluster.port import (
 from finetune_operator.lifecycle import (
     Create,
     Decision,
+    Expire,
     decide,
     refused,
     unreadable,
 )
-from finetune_operator.observed import Observed, controller_uid, lacks_pods, rank_zero, refusal_in
+from finetune_operator.logs import of_attempt
+from finetune_operator.observed import (
+    Observed,
+    controller_uid,
+    eviction_in,
+    is_suspended,
+    lacks_pods,
+    rank_zero,
+    refusal_in,
+)
 from finetune_operator.plan import plan
 from finetune_operator.plan.names import selector, workload_name
 from finetune_operator.references import Named, named, pending
@@ -64,6 +74,18 @@ class ProgressSource(Protocol):
         ...
 
 
+class Told(Protocol):
+    """Who is told of what happened to jobs."""
+
+    def written(self, raw: Object, status: Object) -> None:
+        """This job's status was replaced by that one."""
+        ...
+
+    def gone(self, key: Key) -> None:
+        """This job does not exist any more."""
+        ...
+
+
 class Reconciler:
     """Brings one job at a time a step further.
 
@@ -72,6 +94,7 @@ class Reconciler:
         clock: the present in UTC.
         progress: newest progress of running pods.
         wake: called for a job that waited for what has just happened to another one.
+        told: told of every status that was written, and of every job that is gone.
     """
 
     def __init__(
@@ -80,13 +103,16 @@ class Reconciler:
         settings: Settings,
         clock: Callable[[], datetime],
         progress: ProgressSource,
+        *,
         wake: Callable[[Key], None],
+        told: Told,
     ) -> None:
         self._cluster = cluster
         self._settings = settings
         self._clock = clock
         self._progress = progress
         self._wake = wake
+        self._told = told
         self._waiters = Waiters()
         self._actor = Actor(cluster, settings, clock)
 
@@ -95,6 +121,7 @@ class Reconciler:
         raw = await self._cluster.read(FINE_TUNE_JOB, key)
         if raw is None or raw["metadata"].get("deletionTimestamp"):
             self._progress.forget(key)
+            self._told.gone(key)
             self._waiters.set(key, ())
             self._wake_waiters(key)
             return None
@@ -112,6 +139,7 @@ class Reconciler:
         return await self._pass(key, raw, job, now)
 
     async def _pass(self, key: Key, raw: Object, job: FineTuneJob, now: datetime) -> float | None:
+        of_attempt(job.status.attempt)
         observed = await self._observe(key, job)
         await self._refresh(job)
         for _ in range(MAX_ACTIONS):
@@ -129,6 +157,8 @@ class Reconciler:
                 else:
                     await self._settle(raw, answer)
                 raise
+            if isinstance(decision.action, Expire):
+                return None
         raise ClusterError(f"{key}: more than {MAX_ACTIONS} actions in one pass")
 
     # --- observe -----------------------------------------------------------------------------------------------------
@@ -141,6 +171,8 @@ class Reconciler:
         observed = Observed(workload, tuple(pods), named=await self._named(key, job))
         if workload is not None and lacks_pods(observed):
             observed = replace(observed, refusal=refusal_in(await self._cluster.events_of(workload)))
+        if workload is not None and job.spec.scheduling.queue is not None and is_suspended(workload):
+            observed = replace(observed, eviction=eviction_in(await self._cluster.events_of(workload)))
         pod = rank_zero(observed)
         if pod is None:
             self._progress.forget(key)
@@ -192,6 +224,7 @@ class Reconciler:
         key = Key(metadata["namespace"], metadata["name"])
         if await self._cluster.patch(FINE_TUNE_JOB, key, patch, subresource="status") is None:
             return
+        self._told.written(raw, new)
         log.info("%s: %s %s: %s", key, new.get("phase"), new.get("reason"), new.get("message"))
         if _concerns_others(old, new):
             self._wake_waiters(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,16 @@ def _setting(default: Any, doc: str, low: float | None = None, choices: Sequence
 
 
 @dataclass(frozen=True)
+class Gate:
+    """What the NetworkPolicies of jobs are made of; fields as in the JSON, rules as in a NetworkPolicy's spec."""
+
+    operatorNamespace: str  # noqa: N815
+    operatorLabels: dict[str, str]  # noqa: N815
+    ingress: list[dict[str, Any]]
+    egress: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Settings:
     """What an administrator can set. Each field's text gives its unit and why its default is what it is."""
 
@@ -36,12 +47,30 @@ class Settings:
         "Pull policy of the trainer image: releases never change under their tag, so what a node has is good.",
         choices=PULL_POLICIES,
     )
+    image_pull_secrets: tuple[str, ...] = _setting(
+        (), "Comma-separated names of Secrets in the jobs' namespaces for pulling the trainer image."
+    )
+    network_policy: str = _setting(
+        "",
+        "What each job's NetworkPolicy is made of, as JSON with operatorNamespace, operatorLabels, ingress and egress; "
+        "empty: jobs get none.",
+    )
     cluster_domain: str = _setting(
         "cluster.local",
         "DNS domain of the cluster's services, as kubelets are configured; it ends the pods' full names.",
     )
     namespaces: tuple[str, ...] = _setting(
         (), "Comma-separated namespaces to watch; empty means all, which needs cluster-wide permissions."
+    )
+    lease: str = _setting(
+        "",
+        "Lease that replicas compete for, as `namespace/name`; only its holder works. Empty: no election, for one "
+        "process alone.",
+    )
+    lease_seconds: int = _setting(
+        12,
+        "Seconds without a renewal after which another replica takes over; renewed six times in that time.",
+        low=3,
     )
     workers: int = _setting(
         8, "Jobs reconciled at the same time. A pass waits for the API server nearly all of its time.", low=1
@@ -66,6 +95,12 @@ class Settings:
         "Least seconds between two status writes that change nothing but progress: each costs etcd a full object.",
         low=0,
     )
+    drain_seconds: float = _setting(
+        20.0,
+        "Seconds that passes under way have to finish after SIGTERM; less than the pod's grace period, or it is killed "
+        "before it gives up its Lease.",
+        low=0,
+    )
     infiniband_ipc_lock: bool = _setting(
         False,
         "Whether trainer pods with network preset InfiniBand run as root with the capability IPC_LOCK (true or false). "
@@ -81,6 +116,16 @@ class Settings:
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             _check(item, getattr(self, item.name))
+        if self.lease and len([part for part in self.lease.split("/") if part]) != 2:
+            raise SettingsError(f"{_names('lease')}: {self.lease!r} is no namespace/name")
+        try:
+            self.gate()
+        except (ValueError, TypeError) as error:
+            raise SettingsError(f"{_names('network_policy')}: {error}") from error
+
+    def gate(self) -> Gate | None:
+        """Who may reach the pods of jobs, and what they may reach; None where nothing bounds it."""
+        return Gate(**json.loads(self.network_policy)) if self.network_policy else None
 
 
 def _check(item: dataclasses.Field[Any], value: Any) -> None:

@@ -3,35 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import kopf
 from kubernetes.aio.client import Configuration
 
 from finetune_api.contract import LABEL_JOB
-from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Kind
+from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Kind, Object
 from finetune_operator.settings import Settings
+from finetune_operator.watches import WATCHED, Watches
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Put = Callable[[Key], None]
 LIST_CHUNK = 500
 """Objects of one page of kopf's first LIST, which is one unbounded answer otherwise."""
 
 
-async def watch(put: Put, settings: Settings, configuration: Configuration, ready: asyncio.Event) -> None:
-    """Watch until SIGTERM or SIGINT.
+@dataclass
+class Stop:
+    """The two steps of a graceful stop."""
+
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by SIGTERM or SIGINT."""
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when nothing is under way any more: the watches may end."""
+
+
+async def watch(put: Put, watches: Watches, settings: Settings, configuration: Configuration, stop: Stop) -> None:
+    """Watch until everything else has stopped. At the end kopf cancels every task that was begun after this call.
 
     Args:
-        ready: set when the watches have been started.
+        watches: told of everything that is delivered.
     """
-    await kopf.operator(
-        registry=_registry(put, configuration),
+    others = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=_registry(put, watches, configuration),
         settings=_kopf_settings(),
         standalone=True,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
-        ready_flag=ready,
+        stop_flag=stop.drained,
     )
+    # kopf has taken the signals for itself, and would end at once; what is under way is to be finished first.
+    for number in STOP_SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stop.asked.set)
+    await kopf.run_tasks(tasks, ignored=others)
 
 
 def _kopf_settings() -> kopf.OperatorSettings:
@@ -46,32 +65,34 @@ def _kopf_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def _registry(put: Put, configuration: Configuration) -> kopf.OperatorRegistry:
+def _registry(put: Put, watches: Watches, configuration: Configuration) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     async def login(**_: Any) -> kopf.ConnectionInfo:
         return await connection_info(configuration)
 
-    def job_changed(namespace: str, name: str, **_: Any) -> None:
-        put(Key(namespace, name))
+    def handler(kind: Kind, key: Callable[[Object], Key]) -> Callable[..., Any]:
+        # A coroutine function: kopf runs plain functions in threads, and the queue belongs to the loop.
+        async def changed(event: Object, **_: Any) -> None:
+            metadata = event["object"]["metadata"]
+            watches.delivered(kind, metadata, deleted=event["type"] == "DELETED")
+            put(key(metadata))
 
-    def child_changed(namespace: str, labels: Mapping[str, str], **_: Any) -> None:
-        put(Key(namespace, labels[LABEL_JOB]))
+        return changed
 
     kopf.on.login(registry=registry)(login)
-    kopf.on.event(*_selector(FINE_TUNE_JOB), registry=registry)(_async(job_changed))
-    for kind in (JOB, POD):
-        kopf.on.event(*_selector(kind), registry=registry)(_async(child_changed))
+    for kind in WATCHED:
+        key = _own_key if kind == FINE_TUNE_JOB else _job_key
+        kopf.on.event(*_selector(kind), registry=registry)(handler(kind, key))
     return registry
 
 
-def _async(handler: Callable[..., None]) -> Callable[..., Any]:
-    """As a coroutine function: kopf runs plain functions in threads, and the queue belongs to the loop."""
+def _own_key(metadata: Object) -> Key:
+    return Key(metadata["namespace"], metadata["name"])
 
-    async def run(**kwargs: Any) -> None:
-        handler(**kwargs)
 
-    return run
+def _job_key(metadata: Object) -> Key:
+    return Key(metadata["namespace"], metadata["labels"][LABEL_JOB])
 
 
 def _selector(kind: Kind) -> tuple[str, str, str]:

@@ -12,7 +12,11 @@ from finetune_operator.validation import validate
 from tests.api.jobs import FULLS, REMOVED, changed
 from tests.api.sensible import Object
 
-MUTABLE = ("spec.suspend", "spec.runPolicy.retries", "spec.runPolicy.stallTimeoutSeconds", "spec.checkpoint.keep")
+MUTABLE = (
+    *("spec.suspend", "spec.checkpoint.keep", "spec.runPolicy.retries"),
+    *("spec.runPolicy.activeDeadlineSeconds", "spec.runPolicy.startDeadlineSeconds"),
+    *("spec.runPolicy.ttlSecondsAfterFinished", "spec.runPolicy.stallTimeoutSeconds"),
+)
 SPEC = job_schema()["properties"]["spec"]
 Field = tuple[str, Any, Schema]
 """Path, value, schema."""

@@ -196,6 +196,8 @@ def _everything() -> Object:
             "serviceAccountName": "trainer",
         },
         "scheduling": {
+            "queue": "team",
+            "managedBy": "kueue.x-k8s.io/multikueue",
             "priorityClassName": "low",
             "schedulerName": "other",
             "nodeSelector": {"zone": "a"},
@@ -205,6 +207,9 @@ def _everything() -> Object:
         "runPolicy": {
             "stallTimeoutSeconds": 3600,
             "terminationGracePeriodSeconds": 60,
+            "activeDeadlineSeconds": 86400,
+            "startDeadlineSeconds": 3600,
+            "ttlSecondsAfterFinished": 604800,
             "retries": {"infrastructure": 1, "application": 2, "outOfMemory": 3},
         },
         "suspend": True,

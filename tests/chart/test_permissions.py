@@ -1,19 +1,24 @@
-"""Permissions: exactly what one reconcile needs, in the namespaces that are watched and nowhere else."""
+"""Permissions: exactly what one reconcile needs, in the namespaces that are watched and nowhere else.
+
+That it is exactly what running operators ask for is tested with them, in tests/operator/test_process.py.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tests.chart.rendering import NAMESPACE, Object, of_kind
+from tests.chart.rendering import NAMESPACE, Object, environment, of_kind
 
 NEEDED = {
-    ("finetune.dev", "finetunejobs"): {"get", "list", "watch"},
+    ("finetune.dev", "finetunejobs"): {"get", "list", "watch", "delete"},
     ("finetune.dev", "finetunejobs/status"): {"patch"},
     ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
     ("batch", "jobs/status"): {"patch"},
-    ("", "configmaps"): {"get", "list", "watch", "create", "patch", "delete"},
-    ("", "services"): {"get", "list", "watch", "create", "patch", "delete"},
-    ("", "pods"): {"get", "list", "watch", "delete"},
+    ("", "configmaps"): {"get", "create", "patch"},
+    ("", "services"): {"get", "create"},
+    ("networking.k8s.io", "networkpolicies"): {"get", "create"},
+    ("", "pods"): {"list", "watch", "delete"},
+    ("", "pods/status"): {"patch"},
     ("", "events"): {"list", "create", "patch"},
 }
 NAMESPACED: Object = {"watch": {"namespaces": ["ml", "vision"]}}
@@ -44,12 +49,31 @@ def test_cluster_wide_the_operator_gets_exactly_the_verbs_it_uses() -> None:
     (binding,) = of_kind("ClusterRoleBinding")
     assert granted(role) == NEEDED
     assert_binds(binding, role)
-    assert not of_kind("Role")
-    assert not of_kind("RoleBinding")
+    assert [role["metadata"]["namespace"] for role in of_kind("Role")] == [NAMESPACE]
+
+
+def election_apart(kind: str, values: Object) -> list[Object]:
+    return [role for role in of_kind(kind, values) if not role["metadata"]["name"].endswith("-election")]
+
+
+def test_the_election_takes_one_lease_beside_the_operator() -> None:
+    role = next(role for role in of_kind("Role", NAMESPACED) if role["metadata"]["name"].endswith("-election"))
+    assert role["metadata"]["namespace"] == NAMESPACE
+    create, one = role["rules"]
+    assert create == {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]}
+    namespace, name = environment()["FINETUNE_OPERATOR_LEASE"].split("/")
+    assert (namespace, one["resourceNames"], one["verbs"]) == (NAMESPACE, [name], ["get", "patch"])
+    binding = next(o for o in of_kind("RoleBinding") if o["metadata"]["name"] == role["metadata"]["name"])
+    assert_binds(binding, role)
+
+
+def test_without_network_policies_nothing_is_asked_of_them() -> None:
+    (role,) = of_kind("ClusterRole", {**NO_USER_ROLES, "networkPolicies": {"enabled": False}})
+    assert ("networking.k8s.io", "networkpolicies") not in granted(role)
 
 
 def test_namespaced_the_operator_gets_them_in_each_namespace_and_nothing_beyond() -> None:
-    roles, bindings = of_kind("Role", NAMESPACED), of_kind("RoleBinding", NAMESPACED)
+    roles, bindings = election_apart("Role", NAMESPACED), election_apart("RoleBinding", NAMESPACED)
     assert [role["metadata"]["namespace"] for role in roles] == ["ml", "vision"]
     assert [binding["metadata"]["namespace"] for binding in bindings] == ["ml", "vision"]
     for role, binding in zip(roles, bindings, strict=True):

@@ -126,6 +126,36 @@ def test_long_names_are_cut_to_what_labels_take() -> None:
     assert all(len(name) <= 52 and not name.endswith("-") for name in names)
 
 
+def test_the_replicas_are_spread_and_drained_one_at_a_time() -> None:
+    (deployment,), (budget,) = of_kind("Deployment"), of_kind("PodDisruptionBudget")
+    assert deployment["spec"]["replicas"] == 2
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    (spread,) = pod_spec()["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    for selector in (spread["labelSelector"], budget["spec"]["selector"]):
+        assert selector["matchLabels"].items() <= labels.items()
+    assert budget["spec"]["maxUnavailable"] == 1
+
+
+def test_one_replica_alone_has_no_budget_that_would_block_every_drain() -> None:
+    assert not of_kind("PodDisruptionBudget", {"replicas": 1})
+
+
+def test_a_stopped_pod_has_longer_than_its_passes_to_give_up_its_lease() -> None:
+    assert pod_spec({"settings": {"drainSeconds": 33.5}})["terminationGracePeriodSeconds"] == 44
+
+
+def test_the_test_pod_asks_the_service_with_the_operators_image_under_restricted_security() -> None:
+    (pod,), (service,) = of_kind("Pod"), of_kind("Service")
+    (test,) = pod["spec"]["containers"]
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert test["image"] == container()["image"]
+    assert f"http://{service['metadata']['name']}.{NAMESPACE}:8080" in test["command"][-1]
+    assert test["securityContext"] == container()["securityContext"]
+    # It must not be taken for a replica.
+    assert not service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+
+
 def test_the_notes_say_what_is_watched_and_what_to_do_next() -> None:
     assert "runs the FineTuneJobs of ml, vision." in rendered(NAMESPACED)["NOTES.txt"]
     assert (

@@ -17,6 +17,11 @@ OTHERWISE: dict[str, Any] = {
     "image.pullPolicy": "Never",
     "trainer.image.pullPolicy": "Never",
     "imagePullSecrets": [{"name": "credentials"}],
+    "trainer.imagePullSecrets": [{"name": "credentials"}],
+    "networkPolicies.ingress": [{"from": [{"podSelector": {}}]}],
+    "networkPolicies.egress": [{"ports": [{"port": 443}]}],
+    "monitoring.serviceMonitor.interval": "5s",
+    "topologySpreadConstraints": [],
     "watch.namespaces": ["ml"],
     "settings.logFormat": "json",
     "settings.logLevel": "DEBUG",
@@ -27,8 +32,9 @@ OTHERWISE: dict[str, Any] = {
 """Other values where what changed() makes up would not pass the schema."""
 
 LEAVES = {".".join(path): (path, default) for path, default in leaves(default_values())}
-FREE_MAPS = {("resources", "requests"), ("resources", "limits")}
-"""Resources have names of their own, such as nvidia.com/gpu."""
+FREE_MAPS = {("resources", "requests"), ("resources", "limits"), ("monitoring", "dashboard", "labels")}
+"""Resources have names of their own, such as nvidia.com/gpu, and so have labels."""
+ALL_ON = {"monitoring": {part: {"enabled": True} for part in ("serviceMonitor", "rules", "dashboard")}}
 MAPS = sorted({path[:depth] for path, _ in LEAVES.values() for depth in range(len(path))} - FREE_MAPS)
 
 
@@ -49,7 +55,8 @@ def changed(name: str, default: Any) -> Any:
 @pytest.mark.parametrize("name", LEAVES)
 def test_each_value_has_an_effect(name: str) -> None:
     path, default = LEAVES[name]
-    assert rendered(nested(path, changed(name, default))) != rendered()
+    base = {} if path[-1] == "enabled" else ALL_ON
+    assert rendered(merged(base, nested(path, changed(name, default)))) != rendered(base)
 
 
 @pytest.mark.parametrize("path", MAPS, ids=".".join)
@@ -80,19 +87,21 @@ def test_a_value_that_cannot_work_is_refused_before_anything_is_installed(name: 
 
 
 def test_the_operator_reads_back_every_default_that_the_chart_sends() -> None:
-    sent = load([], environment())
-    assert dataclasses.replace(sent, trainer_image=Settings.trainer_image) == Settings()
+    sent = load([], environment({"networkPolicies": {"enabled": False}}))
+    assert dataclasses.replace(sent, trainer_image=Settings.trainer_image, lease="") == Settings()
 
 
 def test_the_operator_reads_back_every_setting_that_is_changed() -> None:
     values = {name: changed(f"settings.{name}", default) for name, default in default_values()["settings"].items()}
     values["clusterDomain"] = "cluster.example"
-    others = {"watch": {"namespaces": ["ml", "vision"]}, "trainer": {"image": {"pullPolicy": "Never"}}}
+    trainer = {"image": {"pullPolicy": "Never"}, "imagePullSecrets": [{"name": "a"}, {"name": "b"}]}
+    others = {"watch": {"namespaces": ["ml", "vision"]}, "trainer": trainer}
     sent = load([], environment(merged({"settings": values}, others)))
     assert (sent.namespaces, sent.image_pull_policy, sent.cluster_domain) == (
         ("ml", "vision"),
         "Never",
         "cluster.example",
     )
+    assert sent.image_pull_secrets == ("a", "b")
     unchanged = [f.name for f in dataclasses.fields(Settings) if getattr(sent, f.name) == getattr(Settings(), f.name)]
     assert unchanged == []

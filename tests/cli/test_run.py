@@ -100,6 +100,12 @@ def test_a_crash_is_tried_again_as_often_as_the_budget_says(user: User) -> None:
     assert "the stub was told to crash" in done.stdout
 
 
+def test_a_job_for_a_queue_starts_at_once_since_nobody_else_is_here(user: User) -> None:
+    user.write_job(seed=CRASHING, scheduling={"queue": "team"}, runPolicy={"retries": {"application": 1}})
+    assert user.run("run", "job.yaml").returncode == 1
+    assert (user.job()["status"]["phase"], user.job()["status"]["attempt"]) == ("Failed", 2)
+
+
 def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(user: User) -> None:
     user.write_job(steps=LONG)
     process = user.start("run", "job.yaml")

@@ -106,7 +106,9 @@ async def test_those_who_wait_are_woken_by_a_phase_and_by_nothing_else() -> None
     world = World(admit=admit_all)
     await world.create(model=SFT)
     woken: list[Key] = []
-    reconciler = Reconciler(world.cluster, world.settings, world.clock, world.engine.poller, woken.append)
+    reconciler = Reconciler(
+        world.cluster, world.settings, world.clock, world.engine.poller, wake=woken.append, told=world.engine
+    )
     world.engine.reconciler = reconciler
     assert await reconciler.reconcile(KEY) is None
     assert await phase(world, "tune") == ("Blocked", "ReferencedJobMissing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -15,9 +16,11 @@ from finetune_api.contract import Progress, Stage
 from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, Key, Object
 from finetune_operator.endpoints import application
 from finetune_operator.engine import Engine
+from finetune_operator.health import Health
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress import ProgressPoller
 from finetune_operator.settings import SettingsError, load
+from finetune_operator.watches import Watches
 from tests.operator.world import RESULT, FaultyCluster, World, admit_all, manifest
 
 
@@ -190,14 +193,39 @@ def test_a_setting_that_cannot_work_is_named(name: str, value: str, words: str) 
     assert words in str(caught.value)
 
 
-async def test_endpoints_tell_metrics_and_whether_it_is_ready() -> None:
-    metrics, ready = Metrics(), [False]
-    metrics.count_phases(["Running", "Running", "Failed"])
-    async with TestClient(TestServer(application(metrics, lambda: ready[0]))) as client:
-        assert (await client.get("/healthz")).status == 200
-        assert (await client.get("/readyz")).status == 503
-        ready[0] = True
-        assert (await client.get("/readyz")).status == 200
+async def test_endpoints_tell_metrics() -> None:
+    metrics = Metrics()
+    for name, phase in (("a", "Running"), ("b", "Running"), ("c", "Failed")):
+        metrics.jobs.see({**manifest(name), "status": {"phase": phase}})
+    async with TestClient(TestServer(application(metrics, Health(Watches(lambda: 0.0))))) as client:
         text = await (await client.get("/metrics")).text()
     assert 'finetune_operator_jobs{phase="Running"} 2.0' in text
     assert 'finetune_operator_jobs{phase="Queued"} 0.0' in text
+
+
+async def test_a_stop_finishes_the_pass_under_way_and_begins_no_other() -> None:
+    world = World()
+    for name in ("first", "second"):
+        await world.cluster.create(manifest(name))
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(FaultyCluster):
+        async def create(self, obj: Object) -> Object:
+            begun.set()
+            await go_on.wait()
+            return await world.cluster.create(obj)
+
+    world.settings = dataclasses.replace(world.settings, workers=1)
+    engine = world.operator(Slow(world.cluster))
+    async with running(engine):
+        await begun.wait()
+        drained = asyncio.create_task(engine.drain())
+        await asyncio.sleep(0)
+        assert not drained.done()
+        go_on.set()
+        await drained
+        engine.put(Key("ml", "second"))
+        for _ in range(50):
+            await asyncio.sleep(0)
+    statuses = [await world.status(Key("ml", name)) for name in ("first", "second")]
+    assert [bool(status) for status in statuses] == [True, False]

@@ -1,104 +1,88 @@
-"""What each network preset adds to a pod, and nothing else."""
+"""The NetworkPolicy of a job: who may connect to its pods, and whom they may connect to."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any
 
 import pytest
-import yaml
 
-from finetune_operator.cluster.port import Object
+from finetune_api.contract import PROGRESS_PORT
+from finetune_operator.cluster.port import NETWORK_POLICY, Key, Object
 from finetune_operator.plan import plan
-from finetune_operator.settings import Settings, SettingsError, load
-from tests.operator.world import typed
+from finetune_operator.settings import Settings, SettingsError
+from tests.operator.world import World, typed
 
-GPUS = {"nodes": 2, "gpusPerNode": 8}
-ADDED = {
-    "Sockets": """
-env: {NCCL_NET: Socket, NCCL_SOCKET_IFNAME: =eth0, GLOO_SOCKET_IFNAME: eth0}
-limits: {}
-""",
-    "InfiniBand": """
-env: {NCCL_NET: IB, NCCL_SOCKET_IFNAME: =eth0, GLOO_SOCKET_IFNAME: eth0}
-limits: {rdma/hca_shared_devices_a: "1"}
-""",
-    "EFA": """
-env: {FI_PROVIDER: efa, FI_EFA_USE_HUGE_PAGE: "0", NCCL_SOCKET_IFNAME: =eth0, GLOO_SOCKET_IFNAME: eth0}
-limits: {vpc.amazonaws.com/efa: "1"}
-""",
-}
+GATE = {"operatorNamespace": "system", "operatorLabels": {"app": "operator"}, "ingress": [], "egress": []}
+GANG = {"podSelector": {"matchLabels": {"finetune.dev/job": "tune"}}}
 
 
-def pod_spec(network: dict[str, Any] | None, settings: Settings | None = None) -> Object:
-    resources = {**GPUS, **({"network": network} if network is not None else {})}
-    spec: Object = plan(typed(resources=resources), settings or Settings()).workload["spec"]["template"]["spec"]
+def settings(**gate: Any) -> Settings:
+    return Settings(network_policy=json.dumps({**GATE, **gate}))
+
+
+def policy(**gate: Any) -> Object:
+    found = plan(typed(), settings(**gate)).network_policy
+    assert found is not None
+    spec: Object = found["spec"]
     return spec
 
 
-def without(spec: Object, added: Object) -> Object:
-    """The pod's spec without what a preset has added to its only container."""
-    (container,) = spec["containers"]
-    resources = container["resources"]
-    fixed = {kind: {k: v for k, v in resources[kind].items() if k not in added["limits"]} for kind in resources}
-    env = [item for item in container["env"] if item["name"] not in added["env"]]
-    return {**spec, "containers": [{**container, "resources": fixed, "env": env}]}
+def test_a_jobs_pods_hear_each_other_and_on_one_port_the_operator_and_nobody_else() -> None:
+    operator = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "system"}},
+        "podSelector": {"matchLabels": {"app": "operator"}},
+    }
+    assert policy() == {
+        **GANG,
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [GANG]}, {"from": [operator], "ports": [{"port": PROGRESS_PORT, "protocol": "TCP"}]}],
+    }
 
 
-@pytest.mark.parametrize("preset", ADDED)
-def test_a_preset_adds_its_variables_and_devices_and_nothing_else(preset: str) -> None:
-    added, spec = yaml.safe_load(ADDED[preset]), pod_spec({"preset": preset, "interface": "eth0"})
-    (container,) = spec["containers"]
-    variables = {item["name"]: item.get("value") for item in container["env"]}
-    assert {name: variables[name] for name in added["env"]} == added["env"]
-    for kind in ("requests", "limits"):
-        assert added["limits"].items() <= container["resources"][kind].items()
-    assert without(spec, added) == pod_spec(None)
+def test_what_may_connect_besides_is_the_administrators() -> None:
+    rule = {"from": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]}
+    assert policy(ingress=[rule])["ingress"][-1] == rule
 
 
-@pytest.mark.parametrize("network", [{}, {"preset": "None"}])
-def test_without_a_preset_nothing_is_added(network: dict[str, Any]) -> None:
-    assert pod_spec(network) == pod_spec(None)
+def test_egress_is_bounded_when_it_is_asked_for_and_leaves_names_and_peers() -> None:
+    rule = {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}
+    spec = policy(egress=[rule])
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    peers, names, given = spec["egress"]
+    assert peers == {"to": [GANG]}
+    assert {(port["port"], port["protocol"]) for port in names["ports"]} == {(53, "UDP"), (53, "TCP")}
+    assert given == rule
 
 
-def test_the_device_plugins_own_name_and_number_count() -> None:
-    limits = pod_spec({"preset": "InfiniBand", "resource": "rdma/ib", "devices": 8})["containers"][0]["resources"]
-    assert limits["limits"]["rdma/ib"] == "8"
-    limits = pod_spec({"preset": "EFA", "devices": 32})["containers"][0]["resources"]
-    assert limits["requests"]["vpc.amazonaws.com/efa"] == "32"
+def test_it_selects_the_pods_that_the_job_becomes() -> None:
+    manifests = plan(typed(), settings())
+    labels = manifests.workload["spec"]["template"]["metadata"]["labels"]
+    assert GANG["podSelector"]["matchLabels"].items() <= labels.items()
+    assert manifests.all().index(manifests.network_policy) < manifests.all().index(manifests.workload)  # type: ignore[arg-type]
 
 
-def test_the_users_variables_do_not_replace_those_of_a_preset() -> None:
-    job = typed(
-        resources={**GPUS, "network": {"preset": "Sockets"}},
-        podTemplate={"env": [{"name": "NCCL_NET", "value": "IB"}, {"name": "NCCL_DEBUG", "value": "INFO"}]},
-    )
-    env = plan(job, Settings()).workload["spec"]["template"]["spec"]["containers"][0]["env"]
-    found = {item["name"]: item.get("value") for item in env}
-    assert (found["NCCL_NET"], found["NCCL_DEBUG"]) == ("Socket", "INFO")
+def test_without_the_setting_there_is_none() -> None:
+    assert plan(typed(), Settings()).network_policy is None
 
 
-@pytest.mark.parametrize("preset", ["Sockets", "InfiniBand", "EFA"])
-def test_pods_stay_restricted_unless_the_operator_allows_to_lock_memory(preset: str) -> None:
-    restricted = pod_spec(None)["containers"][0]["securityContext"]
-    assert pod_spec({"preset": preset})["containers"][0]["securityContext"] == restricted
-    allowed = pod_spec({"preset": preset}, Settings(infiniband_ipc_lock=True))["containers"][0]["securityContext"]
-    if preset == "InfiniBand":
-        assert allowed["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
-        assert (allowed["runAsUser"], allowed["runAsNonRoot"]) == (0, False)
-        assert allowed["allowPrivilegeEscalation"] is False
-    else:
-        assert allowed == restricted
+async def test_it_is_there_before_the_pods_and_goes_with_the_job() -> None:
+    world = World(settings())
+    job = await world.create()
+    await world.settle()
+    found = await world.cluster.read(NETWORK_POLICY, Key("ml", "tune"))
+    assert found is not None
+    assert found["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
 
 
-def test_the_network_of_the_host_is_never_used() -> None:
-    for preset in ADDED:
-        spec = pod_spec({"preset": preset}, Settings(infiniband_ipc_lock=True))
-        assert not spec.get("hostNetwork")
-        assert all("hostPath" not in volume for volume in spec["volumes"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"operatorNamespace": "a"}', json.dumps({**GATE, "more": 1})])
+def test_a_setting_that_cannot_be_read_is_named(text: str) -> None:
+    with pytest.raises(SettingsError, match="FINETUNE_OPERATOR_NETWORK_POLICY"):
+        dataclasses.replace(Settings(), network_policy=text)
 
 
-def test_the_operators_setting_is_true_or_false() -> None:
-    assert load([], {"FINETUNE_OPERATOR_INFINIBAND_IPC_LOCK": "true"}).infiniband_ipc_lock
-    assert not load([], {"FINETUNE_OPERATOR_INFINIBAND_IPC_LOCK": "False"}).infiniband_ipc_lock
-    with pytest.raises(SettingsError, match="'yes' is no bool"):
-        load(["--infiniband-ipc-lock", "yes"], {})
+def test_secrets_for_pulling_come_to_those_of_the_job_and_each_once() -> None:
+    job = typed(podTemplate={"imagePullSecrets": ["own", "both"]})
+    pod = plan(job, Settings(image_pull_secrets=("both", "all"))).workload["spec"]["template"]["spec"]
+    assert pod["imagePullSecrets"] == [{"name": "own"}, {"name": "both"}, {"name": "all"}]

@@ -320,6 +320,15 @@ def test_scheduling_is_handed_to_the_pods() -> None:
     assert pod["automountServiceAccountToken"] is False
 
 
+def test_a_queue_is_named_on_the_job_which_is_created_suspended_and_nobody_else_runs_it() -> None:
+    job = plan(typed(scheduling={"queue": "team", "managedBy": "kueue.x-k8s.io/multikueue"}), Settings()).workload
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    assert (job["spec"]["suspend"], job["spec"]["managedBy"]) == (True, "kueue.x-k8s.io/multikueue")
+    plain = plan(typed(), Settings()).workload
+    assert "kueue.x-k8s.io/queue-name" not in plain["metadata"]["labels"]
+    assert (plain["spec"]["suspend"], "managedBy" in plain["spec"]) == (False, False)
+
+
 def test_the_grace_period_reaches_both_the_pod_and_the_trainer() -> None:
     pod = pod_of(runPolicy={"terminationGracePeriodSeconds": 600})
     assert pod["spec"]["terminationGracePeriodSeconds"] == 600

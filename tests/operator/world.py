@@ -166,6 +166,9 @@ class FaultyCluster:
         self.calls = 0
         self.writes: list[str] = []
 
+    def walk(self, *args: Any, **kwargs: Any) -> Any:
+        return self._inner.walk(*args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._inner, name)
 

@@ -35,11 +35,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end -}}
 {{- end -}}
 
-{{/* What the operator may do with the objects of the namespaces it watches; no Secrets, no exec, no nodes. */}}
+{{/* Names of a list of {name: ...}, separated by commas. */}}
+{{- define "finetune-operator.names" -}}
+{{- $names := list -}}
+{{- range . }}{{ $names = append $names .name }}{{ end -}}
+{{- join "," $names -}}
+{{- end -}}
+
+{{/* What the operator has to know to write the jobs' NetworkPolicies, as JSON; empty without them. */}}
+{{- define "finetune-operator.networkPolicy" -}}
+{{- with .Values.networkPolicies -}}
+{{- if .enabled -}}
+{{- $labels := include "finetune-operator.selectorLabels" $ | fromYaml -}}
+{{- dict "operatorNamespace" $.Release.Namespace "operatorLabels" $labels "ingress" .ingress "egress" .egress | toJson -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What the operator may do with the objects of the namespaces it watches; no Secrets, no exec, no nodes. Jobs are deleted by
+runPolicy.ttlSecondsAfterFinished alone. */}}
 {{- define "finetune-operator.rules" -}}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
   verbs: [patch]
@@ -51,11 +69,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   resources: [jobs/status]
   verbs: [patch]
 - apiGroups: [""]
-  resources: [configmaps, services]
-  verbs: [get, list, watch, create, patch, delete]
+  resources: [configmaps]
+  verbs: [get, create, patch]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create]
+{{- if .Values.networkPolicies.enabled }}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, create]
+{{- end }}
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, delete]
+  verbs: [list, watch, delete]
+{{- /* Of pods whose node is gone: nobody else would say that they have ended. */}}
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create, patch]

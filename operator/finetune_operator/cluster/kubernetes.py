@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -14,30 +13,30 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.client.exceptions import ApiException
-from pydantic import ValidationError
 
-from finetune_api.contract import PROGRESS_PORT, Progress
+from finetune_api.contract import Progress
+from finetune_operator.cluster import trainers
 from finetune_operator.cluster.port import (
     EVENT,
+    FINE_TUNE_JOB,
     KINDS,
     ClusterError,
     ConflictError,
-    ForbiddenError,
-    InvalidError,
     JsonPatch,
     Key,
     Kind,
     Object,
     Objects,
+    labels_of_ours,
 )
+from finetune_operator.cluster.transport import AGENT, AbsentError, Answered, Transport
 
 log = logging.getLogger(__name__)
-FIELD_MANAGER = "finetune-operator"
+FIELD_MANAGER = AGENT
 PAGE = 500
 """Objects of one page of a LIST, as kubectl does: bounded answers keep the API server and us small."""
-PROGRESS_SECONDS = 2.0
-PROGRESS_BYTES = 64 * 1024
+METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""Asks for the metadata of each object alone: a tenth of what pods are."""
 EVENT_MESSAGE = 1024
 """Characters of an event's message; the newer events API refuses more."""
 CONTENT_TYPES = {"apply": "application/apply-patch+yaml", "json": "application/json-patch+json"}
@@ -59,21 +58,12 @@ class KubernetesCluster:
 
     Args:
         namespaces: those that `list` covers without a namespace; empty means all.
-        request_seconds: after so many an answer is no longer waited for.
     """
 
-    def __init__(
-        self,
-        client: ApiClient,
-        http: aiohttp.ClientSession,
-        *,
-        namespaces: tuple[str, ...] = (),
-        request_seconds: float = 30.0,
-    ) -> None:
-        self._client = client
+    def __init__(self, transport: Transport, http: aiohttp.ClientSession, *, namespaces: tuple[str, ...] = ()) -> None:
+        self._send = transport.request
         self._http = http
         self._namespaces = namespaces
-        self._request_seconds = request_seconds
 
     # --- the port ----------------------------------------------------------------------------------------------------
 
@@ -82,24 +72,31 @@ class KubernetesCluster:
 
     async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> Objects:
         namespaces = self._namespaces or (None,) if namespace is None else (namespace,)
-        query = {"labelSelector": ",".join(f"{name}={value}" if value else name for name, value in labels.items())}
-        return [item for each in namespaces for item in await self._list(kind, each, query if labels else {})]
+        return [item for each in namespaces for item in await self._list(kind, each, _selector(labels))]
+
+    async def walk(self, kind: Kind, *, metadata_only: bool = False) -> AsyncIterator[Object]:
+        accept = METADATA if metadata_only else "application/json"
+        for namespace in self._namespaces or (None,):
+            async for obj in self._pages(kind, namespace, _selector(labels_of_ours(kind)), accept):
+                yield obj
 
     async def create(self, obj: Object) -> Object:
         kind, namespace = KINDS[obj["kind"]], obj["metadata"]["namespace"]
         # Strict: what the server does not know is refused with its name instead of being dropped.
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
-        return await self._request("POST", _path(kind, namespace), query, obj)
+        return await self._send("POST", _path(kind, namespace), query, obj)
 
     async def apply(self, obj: Object) -> Object:
         kind, metadata = KINDS[obj["kind"]], obj["metadata"]
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict", "force": "true"}
         path = _path(kind, metadata["namespace"], metadata["name"])
-        return await self._request("PATCH", path, query, obj, CONTENT_TYPES["apply"])
+        return await self._send("PATCH", path, query, obj, content_type=CONTENT_TYPES["apply"])
 
     async def patch(self, kind: Kind, key: Key, patch: JsonPatch, subresource: str | None = None) -> Object | None:
         path = _path(kind, key.namespace, key.name) + (f"/{subresource}" if subresource else "")
-        return await self._or_none("PATCH", path, {"fieldManager": FIELD_MANAGER}, patch, CONTENT_TYPES["json"])
+        return await self._or_none(
+            "PATCH", path, {"fieldManager": FIELD_MANAGER}, patch, content_type=CONTENT_TYPES["json"]
+        )
 
     async def delete(self, kind: Kind, key: Key, uid: str, grace_seconds: int | None = None) -> None:
         options: Object = {
@@ -124,41 +121,36 @@ class KubernetesCluster:
         except ClusterError as error:
             log.warning("event %s of %s was not written: %s", reason, regarding["metadata"]["name"], error)
 
+    async def knock(self) -> None:
+        """Ask for next to nothing. Raises ClusterError: the API server does not answer, or not us."""
+        namespace = self._namespaces[0] if self._namespaces else None
+        await self._send("GET", _path(FINE_TUNE_JOB, namespace), {"limit": "1"}, accept=METADATA)
+
     async def events_of(self, obj: Object) -> Objects:
         query = {"fieldSelector": f"involvedObject.uid={obj['metadata']['uid']}"}
         events = await self._list(EVENT, obj["metadata"]["namespace"], query)
         return sorted(events, key=_last_seen)
 
     async def read_progress(self, pod: Object) -> Progress | None:
-        address = (pod.get("status") or {}).get("podIP")
-        if not address:
-            return None
-        host = f"[{address}]" if ":" in address else address
-        try:
-            # A redirect would send the operator to an address that a job's owner chooses.
-            async with self._http.get(
-                f"http://{host}:{PROGRESS_PORT}/progress",
-                timeout=aiohttp.ClientTimeout(total=PROGRESS_SECONDS),
-                allow_redirects=False,
-            ) as response:
-                body = await _bounded(response, PROGRESS_BYTES) if response.status == 200 else None
-            return Progress.model_validate_json(body) if body is not None else None
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError) as error:
-            log.debug("progress of pod %s: %s", pod["metadata"]["name"], error)
-            return None
+        return await trainers.read_progress(self._http, pod)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     async def _list(self, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> Objects:
-        items: Objects = []
+        return [item async for item in self._pages(kind, namespace, query)]
+
+    async def _pages(
+        self, kind: Kind, namespace: str | None, query: Mapping[str, str], accept: str = "application/json"
+    ) -> AsyncIterator[Object]:
         page = {**query, "limit": str(PAGE)}
         while True:
-            answer = await self._request("GET", _path(kind, namespace), page)
-            # Items of a list come without these two; the port promises them.
-            items += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in answer["items"]]
+            answer = await self._send("GET", _path(kind, namespace), page, accept=accept)
+            for item in answer["items"]:
+                # Items of a list come without these two; the port promises them.
+                yield {**item, "apiVersion": kind.api_version, "kind": kind.kind}
             token = answer["metadata"].get("continue")
             if not token:
-                return items
+                return
             page = {**page, "continue": token}
 
     async def _count_again(self, event: Object) -> None:
@@ -175,79 +167,37 @@ class KubernetesCluster:
         except ClusterError as error:
             log.warning("event %s was not counted: %s", metadata["name"], error)
 
-    async def _or_none(self, *args: Any) -> Object | None:
+    async def _or_none(self, *args: Any, **options: Any) -> Object | None:
         try:
-            return await self._request(*args)
-        except _AbsentError:
+            return await self._send(*args, **options)
+        except AbsentError:
             return None
-
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: Any = None,
-        content_type: str = "application/json",
-    ) -> Object:
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
-        await self._client.update_params_for_auth(headers, [], ["BearerToken"])
-        try:
-            response = await self._client.rest_client.request(
-                method,
-                self._client.configuration.host + path,
-                query_params=list((query or {}).items()),
-                headers=headers,
-                body=body,
-                _request_timeout=self._request_seconds,
-            )
-        except ApiException as error:
-            raise _translated(error, f"{method} {path}") from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ClusterError(f"{method} {path}: {type(error).__name__}: {error}".rstrip(": ")) from error
-        answer: Object = json.loads(response.data)
-        return answer
 
 
 @asynccontextmanager
 async def connect(
-    configuration: Configuration, *, namespaces: tuple[str, ...] = (), request_seconds: float = 30.0
+    configuration: Configuration,
+    *,
+    namespaces: tuple[str, ...] = (),
+    request_seconds: float = 30.0,
+    may_write: Callable[[], bool] = lambda: True,
+    answered: Answered = lambda method, code, seconds: None,
 ) -> AsyncIterator[KubernetesCluster]:
-    """A cluster whose connections are closed at the end. No proxy stands between the operator and pods."""
+    """A cluster whose connections are closed at the end; see Transport. No proxy stands between operator and pods."""
     async with ApiClient(configuration) as client, aiohttp.ClientSession(trust_env=False) as http:
-        yield KubernetesCluster(client, http, namespaces=namespaces, request_seconds=request_seconds)
-
-
-class _AbsentError(ClusterError):
-    """404."""
-
-
-def _translated(error: ApiException, request: str) -> ClusterError:
-    """Kubernetes' status codes in the port's terms, with the server's own sentence."""
-    try:
-        status = json.loads(error.body or b"{}")
-    except ValueError:
-        status = {}
-    message = str(status.get("message") or error.reason or "no reason given")
-    reason, code = status.get("reason"), error.status
-    if code == 404:
-        return _AbsentError(f"{request}: {message}")
-    # A 409 on POST may also be a race for a quota, which says nothing about the name.
-    if code == 409 and (not request.startswith("POST") or reason == "AlreadyExists"):
-        return ConflictError(message)
-    # A JSON Patch that does not fit the object, a failed test included, gets this without any details.
-    if code == 422 and request.startswith("PATCH") and not status.get("details"):
-        return ConflictError(f"{request}: the object has moved on")
-    if code in (400, 422):
-        return InvalidError(message)
-    if code == 403:
-        return ForbiddenError(message)
-    return ClusterError(f"{request}: {code} {message}")
+        transport = Transport(client, request_seconds=request_seconds, may_write=may_write, answered=answered)
+        yield KubernetesCluster(transport, http, namespaces=namespaces)
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None) -> str:
     prefix = "/api/" if "/" not in kind.api_version else "/apis/"
     scope = f"/namespaces/{namespace}" if namespace is not None else ""
     return f"{prefix}{kind.api_version}{scope}/{kind.plural}" + (f"/{name}" if name is not None else "")
+
+
+def _selector(labels: Mapping[str, str]) -> dict[str, str]:
+    text = ",".join(f"{name}={value}" if value else name for name, value in labels.items())
+    return {"labelSelector": text} if text else {}
 
 
 def _event(regarding: Object, reason: str, message: str, warning: bool) -> Object:
@@ -287,13 +237,3 @@ def _last_seen(event: Object) -> str:
         or event.get("eventTime")
         or event["metadata"].get("creationTimestamp", "")
     )
-
-
-async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
-    """The body, or None when it is longer than limit."""
-    body = b""
-    async for chunk in response.content.iter_chunked(limit):
-        body += chunk
-        if len(body) > limit:
-            return None
-    return body

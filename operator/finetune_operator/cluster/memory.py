@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from finetune_operator.cluster.port import (
     Kind,
     Object,
     Objects,
+    labels_of_ours,
 )
 from finetune_operator.cluster.rules import (
     WITH_STATUS,
@@ -116,6 +117,10 @@ class MemoryCluster:
     async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> list[Object]:
         objects = self._objects[kind.kind].items()
         return [clone(obj) for key, obj in objects if namespace in (None, key.namespace) and selected(obj, labels)]
+
+    async def walk(self, kind: Kind, *, metadata_only: bool = False) -> AsyncIterator[Object]:
+        for obj in await self.list(kind, None, labels_of_ours(kind)):
+            yield obj
 
     async def create(self, obj: Object) -> Object:
         kind, key = KINDS[obj["kind"]], key_of(obj)

@@ -6,11 +6,11 @@ dicts as the API server returns them, with metadata.uid and metadata.resourceVer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from finetune_api.contract import Progress
+from finetune_api.contract import LABEL_JOB, Progress
 
 Object = dict[str, Any]
 """A Kubernetes object as JSON."""
@@ -45,9 +45,16 @@ SERVICE = Kind("v1", "Service", "services")
 POD = Kind("v1", "Pod", "pods")
 EVENT = Kind("v1", "Event", "events")
 JOB = Kind("batch/v1", "Job", "jobs")
+NETWORK_POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 TRACKING = "batch.kubernetes.io/job-tracking"
 """Finalizer by which the Job controller holds a pod until it has counted it."""
-KINDS = {kind.kind: kind for kind in (FINE_TUNE_JOB, CONFIG_MAP, SERVICE, POD, EVENT, JOB)}
+KINDS = {kind.kind: kind for kind in (FINE_TUNE_JOB, CONFIG_MAP, SERVICE, POD, EVENT, JOB, NETWORK_POLICY, LEASE)}
+
+
+def labels_of_ours(kind: Kind) -> dict[str, str]:
+    """What selects the objects of a kind that are the operator's matter: all FineTuneJobs, and their children."""
+    return {} if kind == FINE_TUNE_JOB else {LABEL_JOB: ""}
 
 
 class ClusterError(Exception):
@@ -77,6 +84,14 @@ class Cluster(Protocol):
         """All objects with these labels, in one namespace or, with None, in all that are watched.
 
         A label's value "" selects objects that have the label, whatever its value.
+        """
+        ...
+
+    def walk(self, kind: Kind, *, metadata_only: bool = False) -> AsyncIterator[Object]:
+        """All objects of a kind that are the operator's matter, in all watched namespaces, as of one moment.
+
+        A page at a time is held in memory: five thousand jobs are some 100 MB at once. With metadata_only the rest of
+        an object may be left out.
         """
         ...
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_api.contract import Cause
-from finetune_api.status import Condition, ConditionType, FineTuneJobStatus, Phase
+from finetune_api.status import TERMINAL, Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.lifecycle.decision import Situation
 from finetune_operator.lifecycle.silence import NO_ANSWER, TEXT, is_silent
-from finetune_operator.observed import SETTLE_SECONDS, current_pods, placed_since
+from finetune_operator.observed import SETTLE_SECONDS, current_pods, is_suspended, placed_since
 
 Value = Literal["True", "False", "Unknown"]
 OF_PHASE = {
@@ -35,6 +35,8 @@ def with_conditions(situation: Situation, status: FineTuneJobStatus, valid: bool
     stamp = Stamp(situation.job.metadata.generation, situation.time)
     new = [_valid(stamp, status, valid), _scheduled(stamp, situation, status), *_phases(stamp, status)]
     new.append(_stalled(stamp, situation, status))
+    if situation.is_queued and status.phase not in TERMINAL:
+        new.append(_admitted(stamp, situation, status))
     return _merged(stamp, status, new)
 
 
@@ -70,6 +72,13 @@ def _valid(stamp: Stamp, status: FineTuneJobStatus, valid: bool) -> Condition:
     if valid:
         return _make(stamp, ConditionType.VALID, "True", "Accepted")
     return _make(stamp, ConditionType.VALID, "False", status.reason, status.message or "")
+
+
+def _admitted(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:
+    workload = situation.observed.workload
+    if workload is not None and not is_suspended(workload) and status.incident is None:
+        return _make(stamp, ConditionType.ADMITTED, "True", "Admitted")
+    return _make(stamp, ConditionType.ADMITTED, "False", _word(status), status.message or "")
 
 
 def _scheduled(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:

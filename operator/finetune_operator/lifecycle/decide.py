@@ -12,11 +12,13 @@ from finetune_api.status import TERMINAL, CheckpointStatus, FineTuneJobStatus, P
 from finetune_operator.failures import Failure, classify, termination_message
 from finetune_operator.lifecycle.chain import await_named
 from finetune_operator.lifecycle.conditions import with_conditions
-from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Situation, Suspend
+from finetune_operator.lifecycle.deadlines import expire, next_limit, past_deadline, time_to_live
+from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Action, Decision, Delete, Situation, Suspend
 from finetune_operator.lifecycle.ending import finish
 from finetune_operator.lifecycle.held import let_go, look_again
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
 from finetune_operator.lifecycle.leftovers import free_lost, tidy
+from finetune_operator.lifecycle.queued import in_queue, leave_queue, restart_in_queue
 from finetune_operator.lifecycle.running import follow
 from finetune_operator.lifecycle.stalled import end_standstill
 from finetune_operator.lifecycle.start import start_next, still_there
@@ -28,6 +30,7 @@ from finetune_operator.observed import (
     finished,
     is_settled,
     is_suspended,
+    own_pods,
     timestamp,
     torn_down,
     uid,
@@ -35,6 +38,7 @@ from finetune_operator.observed import (
 )
 from finetune_operator.settings import Settings
 
+SUSPENDING = "Suspending"
 Rule = Callable[[Situation], Decision | None]
 
 
@@ -49,16 +53,22 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     decision = next(found for rule in (RULES_AT_THE_END if ended else RULES) if (found := rule(situation)) is not None)
     if decision.action is not None:
         return decision
-    requeue_after = look_again(situation, decision.requeue_after)
+    limit = time_to_live(situation) if ended else next_limit(situation, decision.status)
+    requeue_after = _sooner(look_again(situation, decision.requeue_after), limit)
     told = decision.status if ended else with_conditions(situation, decision.status)
     return with_notices(replace(decision, status=told, requeue_after=requeue_after), job.status)
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    return min((seconds for seconds in (one, other) if seconds is not None), default=None)
 
 
 def _stay_ended(situation: Situation) -> Decision:
     """Terminal means terminal: a Job that somebody resumes after the end is put to sleep again."""
     workload = situation.observed.workload
     awake = workload is not None and not is_suspended(workload) and not finished(workload)
-    return Decision(situation.status, Suspend() if awake else None)
+    asleep: Action = Delete() if situation.is_queued else Suspend()
+    return Decision(situation.status, asleep if awake else None)
 
 
 def _known(status: FineTuneJobStatus, observed: Observed, now: datetime) -> FineTuneJobStatus:
@@ -78,7 +88,7 @@ def _adopt(status: FineTuneJobStatus, observed: Observed, now: datetime) -> Fine
 
 def _heard(status: FineTuneJobStatus, observed: Observed) -> FineTuneJobStatus:
     """A pod's last word knows of a later checkpoint than its last progress did: the one that SIGTERM made it save."""
-    words = (termination_message(pod) for pod in current_pods(observed))
+    words = (termination_message(pod) for pod in own_pods(observed))
     saved = [word.checkpoint for word in words if word is not None and word.checkpoint is not None]
     newest = max(saved, key=lambda checkpoint: checkpoint.step, default=None)
     if newest is None or (status.checkpoint is not None and newest.step <= status.checkpoint.step):
@@ -88,19 +98,23 @@ def _heard(status: FineTuneJobStatus, observed: Observed) -> FineTuneJobStatus:
 
 def _in_incident(situation: Situation) -> Decision | None:
     incident = situation.status.incident
-    return handle_incident(situation, incident) if incident is not None else None
+    if incident is None:
+        return None
+    return restart_in_queue(situation, incident) or handle_incident(situation, incident)
 
 
 def _suspended_by_user(situation: Situation) -> Decision | None:
     if not situation.job.spec.suspend:
         return None
     workload = situation.observed.workload
+    if (left := leave_queue(situation)) is not None:
+        return left
     if workload is not None and not is_suspended(workload):
         return Decision(situation.status, Suspend())
     if not torn_down(situation.observed):
         text = f"Suspending: waiting for {still_there(situation.observed)}"
         phase = situation.status.phase or Phase.STARTING
-        return Decision(situation.to(phase, "Suspending", text), requeue_after=TEARDOWN_SECONDS)
+        return Decision(situation.to(phase, SUSPENDING, text), requeue_after=TEARDOWN_SECONDS)
     checkpoint = situation.status.checkpoint
     # A pod may be gone before its last word was read, and with it the news of what it saved at the end.
     point = f"its newest checkpoint, of step {checkpoint.step} or later," if checkpoint else "its newest checkpoint"
@@ -111,7 +125,7 @@ def _suspended_by_user(situation: Situation) -> Decision | None:
 def _workload_lost(situation: Situation) -> Decision | None:
     """Somebody deleted the Job of a running attempt, or deleted and re-created it by hand."""
     status, workload = situation.status, situation.observed.workload
-    if status.workload is None or status.phase is Phase.SUSPENDED:
+    if status.workload is None or status.phase is Phase.SUSPENDED or status.reason == SUSPENDING:
         return None
     if workload is not None and uid(workload) == status.workload:
         return None
@@ -147,10 +161,12 @@ RULES: tuple[Rule, ...] = (
     _suspended_by_user,
     _workload_lost,
     await_named,
+    in_queue,
     _not_started,
     _failing,
+    past_deadline,
     end_standstill,
     tidy,
     follow,
 )
-RULES_AT_THE_END: tuple[Rule, ...] = (let_go, _stay_ended)
+RULES_AT_THE_END: tuple[Rule, ...] = (let_go, expire, _stay_ended)

@@ -18,6 +18,10 @@ TEARDOWN_SECONDS = 10.0
 """How soon to look again while pods are stopping; their events usually come first."""
 
 
+WAITING = (Phase.STARTING, Phase.RESTARTING)
+"""Phases in which pods may run and do not."""
+
+
 @dataclass(frozen=True)
 class Create:
     """Create what is missing of ConfigMap, Service and Indexed Job, for this attempt."""
@@ -33,6 +37,13 @@ class Suspend:
 @dataclass(frozen=True)
 class Resume:
     """Number the Indexed Job's next pods with this attempt and set suspend to false, in one patch."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Number:
+    """Number a suspended Job's next pods with this attempt; somebody else resumes it."""
 
     attempt: int
 
@@ -61,7 +72,12 @@ class Remove:
     pods: tuple[Object, ...]
 
 
-Action = Create | Suspend | ForgetStart | Resume | Delete | Free | Remove
+@dataclass(frozen=True)
+class Expire:
+    """Delete the FineTuneJob itself; its children go with it."""
+
+
+Action = Create | Suspend | ForgetStart | Resume | Number | Delete | Free | Remove | Expire
 
 
 @dataclass(frozen=True)
@@ -100,12 +116,18 @@ class Situation:
         return self.job.spec.resources.nodes
 
     @property
+    def is_queued(self) -> bool:
+        """Whether a queue says when the pods may run."""
+        return self.job.spec.scheduling.queue is not None
+
+    @property
     def time(self) -> str:
         return timestamp(self.now)
 
     def to(self, phase: Phase | None, reason: str, message: str, **changes: Any) -> FineTuneJobStatus:
         """The status in a phase, with the clock of active time kept; further fields by name."""
         update = {"phase": phase, "reason": reason, "message": clip(message), **self._active(phase)}
+        update["waiting_since"] = (self.status.waiting_since or self.time) if phase in WAITING else None
         if phase is not Phase.RUNNING and self.status.progress is not None:
             # What stands still has no speed and no end in sight.
             still = {"eta": None, "eta_seconds": None, "tokens_per_second": None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_operator.lifecycle.decision import Create, Decision, ForgetStart, Resume, Situation
+from finetune_operator.lifecycle.decision import Create, Decision, ForgetStart, Number, Resume, Situation
 from finetune_operator.lifecycle.text import count
 from finetune_operator.observed import Observed, has_start_time, live_pods
 
@@ -12,7 +12,9 @@ def start_next(situation: Situation) -> Decision:
     workload, attempt = situation.observed.workload, situation.status.attempt + 1
     if workload is None:
         return Decision(situation.status, Create(attempt))
-    return Decision(situation.status, ForgetStart() if has_start_time(workload) else Resume(attempt))
+    if has_start_time(workload):
+        return Decision(situation.status, ForgetStart())
+    return Decision(situation.status, Number(attempt) if situation.is_queued else Resume(attempt))
 
 
 def still_there(observed: Observed) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
+from finetune_operator.plan.network import network_policy
 from finetune_operator.plan.objects import config_map, service, workload
 from finetune_operator.references import with_places
 from finetune_operator.settings import Settings
@@ -20,14 +21,26 @@ class Manifests:
 
     config_map: Object
     service: Object
+    network_policy: Object | None
+    """Where the installation has them."""
     workload: Object
     """The Indexed Job; create-only, since its pod template cannot be changed."""
 
     def all(self) -> tuple[Object, ...]:
-        return (self.config_map, self.service, self.workload)
+        return (*self.needs(), self.workload)
+
+    def needs(self) -> tuple[Object, ...]:
+        """What must be there before the pods."""
+        found = (self.config_map, self.service, self.network_policy)
+        return tuple(manifest for manifest in found if manifest is not None)
 
 
 def plan(job: FineTuneJob, settings: Settings, attempt: int = 1) -> Manifests:
     """The objects of one attempt of a job; metadata.uid of the job goes into their owner references."""
     resolved = resolve(with_places(job))
-    return Manifests(config_map(resolved), service(resolved), workload(resolved, settings, attempt))
+    return Manifests(
+        config_map(resolved),
+        service(resolved),
+        network_policy(resolved, settings),
+        workload(resolved, settings, attempt),
+    )

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from finetune_api import contract
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
+from finetune_operator.plan.fabric import network_environment
 from finetune_operator.plan.names import master_address
-from finetune_operator.plan.network import network_environment
 from finetune_operator.settings import Settings
 
 COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from finetune_api.contract import NEVER_RETRIED, PROGRESS_PORT, RENDEZVOUS_PORT, TRAINER_CONTAINER
+from finetune_api.contract import LABEL_QUEUE, NEVER_RETRIED, PROGRESS_PORT, RENDEZVOUS_PORT, TRAINER_CONTAINER
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
 from finetune_operator.plan.names import config_map_name, metadata, selector, workload_name
@@ -57,16 +57,18 @@ def workload(job: FineTuneJob, settings: Settings, attempt: int) -> Object:
 
     Its own retries are without limit: budgets are the operator's alone, which holds them by cause.
     """
-    nodes = job.spec.resources.nodes
+    nodes, managed_by = job.spec.resources.nodes, job.spec.scheduling.managed_by
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": metadata(job, workload_name(job.metadata.name)),
+        "metadata": _workload_metadata(job),
         "spec": {
+            **({"managedBy": managed_by} if managed_by else {}),
             "completionMode": "Indexed",
             "completions": nodes,
             "parallelism": nodes,
-            "suspend": job.spec.suspend,
+            # A queue starts what is in it.
+            "suspend": job.spec.suspend or job.spec.scheduling.queue is not None,
             "backoffLimitPerIndex": NO_LIMIT,
             # A pod is replaced when it has ended, never while it still saves.
             "podReplacementPolicy": "Failed",
@@ -74,6 +76,11 @@ def workload(job: FineTuneJob, settings: Settings, attempt: int) -> Object:
             "template": pod_template(job, settings, attempt),
         },
     }
+
+
+def _workload_metadata(job: FineTuneJob) -> Object:
+    own, queue = metadata(job, workload_name(job.metadata.name)), job.spec.scheduling.queue
+    return {**own, "labels": {**own["labels"], LABEL_QUEUE: queue}} if queue else own
 
 
 def _failure_rules() -> list[Object]:

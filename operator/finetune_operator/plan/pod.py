@@ -8,8 +8,8 @@ from finetune_api.contract import ANNOTATION_ATTEMPT, PROGRESS_PORT, TERMINATION
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
 from finetune_operator.plan.environment import environment
+from finetune_operator.plan.fabric import network_devices, network_rights
 from finetune_operator.plan.names import labels, workload_name
-from finetune_operator.plan.network import network_devices, network_rights
 from finetune_operator.plan.volumes import volumes
 from finetune_operator.settings import Settings
 
@@ -51,7 +51,7 @@ def _pod_spec(job: FineTuneJob, settings: Settings) -> Object:
         "priorityClassName": scheduling.priority_class_name,
         "schedulerName": scheduling.scheduler_name,
         "affinity": scheduling.affinity,
-        "imagePullSecrets": [{"name": name} for name in template.image_pull_secrets] if template else None,
+        "imagePullSecrets": _pull_secrets(job, settings),
     }
     return _present(spec)
 
@@ -77,6 +77,12 @@ def _trainer(job: FineTuneJob, settings: Settings) -> Object:
         # A trainer that could not even start leaves no message: then the end of its log says why.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
+
+
+def _pull_secrets(job: FineTuneJob, settings: Settings) -> list[Object]:
+    """The job's own first; each once, since the API server takes a list with two of a name, and then loses one."""
+    own = job.spec.pod_template.image_pull_secrets if job.spec.pod_template else []
+    return [{"name": name} for name in dict.fromkeys([*own, *settings.image_pull_secrets])]
 
 
 def _resources(job: FineTuneJob) -> Object:

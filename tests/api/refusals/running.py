@@ -72,6 +72,16 @@ BY_RULE = (
         {"spec.resources.memory": "16GB"},
         f'spec.resources.memory: Invalid value: "16GB": {AN_AMOUNT}',
     ),
+    Refusal(
+        "a queue that is no name",
+        {"spec.scheduling.queue": "Team A"},
+        'spec.scheduling.queue: Invalid value: "Team A": must be the name of a LocalQueue in the job\'s namespace',
+    ),
+    Refusal(
+        "a manager without domain",
+        {"spec.scheduling.managedBy": "multikueue"},
+        'spec.scheduling.managedBy: Invalid value: "multikueue": must be a path with a domain: domain/name',
+    ),
     Refusal("no processor", {"spec.resources.cpu": 0}, f"spec.resources.cpu: Invalid value: 0: {AN_AMOUNT}"),
     Refusal(
         "shared memory by a word",

@@ -12,12 +12,14 @@ from typing import TextIO
 
 import aiohttp
 
-from finetune_api.contract import LABEL_JOB, PROGRESS_PORT, Progress
+from finetune_api.contract import LABEL_JOB, Progress
+from finetune_operator.cluster import trainers
 from finetune_operator.cluster.jobs import JobController
 from finetune_operator.cluster.kubelet import Kubelet
 from finetune_operator.cluster.local.runtime import TRAINER, ProcessRuntime, machine_gpus
 from finetune_operator.cluster.memory import Change, MemoryCluster
 from finetune_operator.cluster.port import CONFIG_MAP, FINE_TUNE_JOB, Key, Object
+from finetune_operator.cluster.queues import OpenQueue
 from finetune_operator.cluster.statefile import StateFile
 from finetune_operator.engine import Engine
 from finetune_operator.settings import Settings
@@ -26,8 +28,6 @@ TICK_SECONDS = 0.2
 """How soon the end of a process is noticed."""
 BACK_OFF_SECONDS = 1.0
 """Pause after a first failure; shorter than a cluster's ten, since nobody else waits for this machine."""
-PROGRESS_TIMEOUT_SECONDS = 2.0
-MAX_PROGRESS_BYTES = 64 * 1024
 SETTINGS = Settings(
     trainer_image="this-python",
     workers=2,
@@ -102,6 +102,7 @@ class LocalMachine:
         self._engine = Engine(self.cluster, SETTINGS)
         self._jobs = JobController(self.cluster, back_off_seconds=BACK_OFF_SECONDS)
         self._kubelet = Kubelet(self.cluster, self.runtime)
+        self._queue = OpenQueue(self.cluster)
         self._changed = asyncio.Event()
         self.cluster.subscribe(self._notice)
 
@@ -128,6 +129,7 @@ class LocalMachine:
         while True:
             self._changed.clear()
             wait = await self._jobs.sync()
+            await self._queue.sync()
             await self._kubelet.sync()
             timeouts = [seconds for seconds in (wait, TICK_SECONDS if self._kubelet.busy else None) if seconds]
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
@@ -138,11 +140,5 @@ class LocalMachine:
 
 async def fetch_progress(pod: Object) -> Progress | None:
     """GET /progress of a pod on this machine."""
-    url = f"http://{pod['status']['podIP']}:{PROGRESS_PORT}/progress"
-    timeout = aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT_SECONDS)
-    try:
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, allow_redirects=False) as answer:
-            body = b"".join([chunk async for chunk in answer.content.iter_chunked(MAX_PROGRESS_BYTES)])
-            return Progress.model_validate_json(body) if answer.status == 200 else None
-    except (aiohttp.ClientError, TimeoutError, ValueError):
-        return None
+    async with aiohttp.ClientSession() as http:
+        return await trainers.read_progress(http, pod)

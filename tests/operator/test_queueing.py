@@ -1,0 +1,175 @@
+"""Jobs in a queue: Kueue alone lets them run, and what it takes back is no failure of theirs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Kind, Object
+from finetune_operator.observed import attempt_of
+from tests.operator.kueue import Kueue
+from tests.operator.world import KEY, RESULT, World, admit_all
+
+NODES = 2
+
+
+class QueuedWorld(World):
+    """A cluster with Kueue, and a record of what the operator does to `suspend`.
+
+    Args:
+        eager: Kueue acts before the Job controller; a Job that is suspended for a moment is never seen suspended.
+    """
+
+    def __init__(self, room: int = 1, eager: bool = False) -> None:
+        super().__init__(admit=admit_all)
+        self.kueue = Kueue(self.cluster, room)
+        self.suspensions: list[bool] = []
+        self.engine = self.operator(Recording(self))
+        settle = self.node.settle
+
+        async def with_kueue() -> float | None:
+            if eager:
+                await self.kueue.sync()
+            await settle()
+            await self.kueue.sync()
+            return await settle()
+
+        self.node.settle = with_kueue  # type: ignore[method-assign]
+
+    async def admitted(self) -> str | None:
+        return (await self.conditions()).get("Admitted")
+
+
+class Recording:
+    """Passes the operator's calls on, and notes what it writes to the suspension of Jobs."""
+
+    def __init__(self, world: QueuedWorld) -> None:
+        self._world = world
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world.cluster, name)
+
+    async def patch(self, kind: Kind, key: Key, patch: list[Object], subresource: str | None = None) -> Object | None:
+        writes = [item["value"] for item in patch if item["path"] == "/spec/suspend" and item["op"] != "test"]
+        self._world.suspensions += writes
+        return await self._world.cluster.patch(kind, key, patch, subresource)
+
+
+async def running(eager: bool = False, **spec: Any) -> QueuedWorld:
+    world = QueuedWorld(eager=eager)
+    await world.create(resources={"nodes": NODES}, scheduling={"queue": "team"}, **spec)
+    await world.settle()
+    assert ((await world.phase())[0], await world.admitted()) == ("Running", "True")
+    return world
+
+
+async def come_back(world: World) -> None:
+    for _ in range(30):
+        await world.settle()
+        if (await world.phase())[0] == "Running":
+            return
+        world.clock.forward(1)
+        await world.node.settle()
+    raise AssertionError(await world.status())
+
+
+async def check_gang(world: World, attempt: int) -> None:
+    pods = await world.pods()
+    assert [attempt_of(pod["metadata"]) for pod in pods] == [attempt] * NODES
+    assert (await world.status())["attempt"] == attempt
+
+
+async def test_a_job_waits_in_its_queue_until_kueue_lets_it_run() -> None:
+    world = QueuedWorld(room=0)
+    await world.create(scheduling={"queue": "team"}, runPolicy={"startDeadlineSeconds": 60})
+    await world.settle()
+    assert await world.phase() == ("Queued", "Queued")
+    assert ((await world.status())["message"], await world.admitted()) == ("Waiting in queue team", "False")
+    # A queue may be long: the time in it is nobody's fault.
+    world.clock.forward(100_000)
+    await world.settle()
+    assert (await world.phase())[0] == "Queued"
+    world.kueue.room = 1
+    await world.settle()
+    assert ((await world.phase())[0], await world.admitted()) == ("Running", "True")
+    await world.end(0, json.dumps(RESULT))
+    await world.settle()
+    assert (await world.phase())[0] == "Succeeded"
+    assert world.suspensions == []
+
+
+async def test_a_job_that_kueue_takes_back_is_queued_again_and_charged_nothing() -> None:
+    world = await running()
+    await world.kueue.preempt(await world.workload(), "Preempted to accommodate a workload of a higher priority")
+    await world.settle()
+    status = await world.status()
+    assert (status["phase"], status["restarts"]["disruption"], status["restarts"]["total"]) == ("Queued", 1, 1)
+    assert await world.admitted() == "False"
+    why = "Disruption: Queue team took the job back: Preempted to accommodate a workload of a higher priority"
+    assert ("Restarting", why) in await world.events()
+    assert await world.pods() == []
+    world.kueue.room = 1
+    await come_back(world)
+    await check_gang(world, 2)
+    assert (await world.status())["restarts"]["total"] == 1
+    assert world.suspensions == []
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["the Job controller is faster", "Kueue is faster"])
+async def test_a_gang_is_started_again_in_its_place_by_one_suspension(eager: bool) -> None:
+    world = await running(eager)
+    for attempt in (2, 3):
+        pod = (await world.pods())[0]
+        await world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
+        await come_back(world)
+        await check_gang(world, attempt)
+        assert (await world.status())["restarts"]["disruption"] == attempt - 1
+        assert world.suspensions == [True] * (attempt - 1)
+        await world.sit_out_back_off()
+    assert len(await world.cluster.list(JOB, None, {})) == 1
+
+
+async def test_a_user_who_suspends_gives_the_place_in_the_queue_back() -> None:
+    world = await running()
+    await world.set_suspend(True)
+    await world.settle()
+    assert await world.phase() == ("Suspended", "Suspended")
+    assert await world.cluster.list(JOB, None, {}) == []
+    assert await world.pods() == []
+    assert (await world.status())["restarts"]["total"] == 0
+    world.kueue.room = 0
+    await world.set_suspend(False)
+    await world.settle()
+    assert (await world.phase())[0] == "Queued"
+    world.kueue.room = 1
+    await come_back(world)
+    await check_gang(world, 2)
+    assert (await world.status())["restarts"]["total"] == 0
+
+
+async def test_a_job_that_may_not_be_started_again_leaves_the_queue() -> None:
+    world = await running(runPolicy={"retries": {"infrastructure": 0}})
+    world.node.runtime.end((await world.pods())[1]["metadata"]["name"], 69)
+    await world.node.settle()
+    await world.settle()
+    assert await world.phase() == ("Failed", "Infrastructure")
+    assert await world.cluster.list(JOB, None, {}) == []
+    assert await world.pods() == []
+
+
+async def test_a_job_that_fails_for_good_by_its_own_rule_is_failed_in_its_place() -> None:
+    world = await running()
+    await world.end(65)
+    await world.settle()
+    assert await world.phase() == ("Failed", "Data")
+
+
+async def test_a_job_in_a_queue_can_be_deleted() -> None:
+    world = QueuedWorld(room=0)
+    raw = await world.create(scheduling={"queue": "team"})
+    await world.settle()
+    await world.cluster.delete(FINE_TUNE_JOB, KEY, raw["metadata"]["uid"])
+    assert await world.pass_once() is None
+    assert await world.cluster.list(JOB, None, {}) == []
