@@ -21,9 +21,9 @@ def exhaust_every_accelerator(context: Context) -> None:
 
 
 def exhaust_the_hosts_memory_of_one(context: Context) -> None:
-    """Rank 1 really asks for 32 TiB, while rank 0 waits for it in a collective."""
+    """Rank 1 really asks for 256 TiB, more than there are addresses, while rank 0 waits for it in a collective."""
     dist.init_process_group("gloo")
     dist.barrier()
     if context.rank == 1:
-        torch.empty(2**45, dtype=torch.uint8)
+        torch.empty(2**48, dtype=torch.uint8)
     dist.all_reduce(torch.zeros(1))

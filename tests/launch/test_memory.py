@@ -14,7 +14,7 @@ def test_accelerators_that_are_exhausted_on_all_ranks_are_told_once_with_the_job
     assert message.message.startswith("the accelerator's memory is exhausted: CUDA out of memory. Tried to allocate 2")
     assert "perDeviceBatchSize to 2 (now 4)" in message.advice
     for rank in range(2):
-        assert '"exit_code":79' in (pod.folder / f"scratch/causes/rank-{rank}.json").read_text()
+        assert '"exitCode":79' in (pod.folder / f"scratch/causes/rank-{rank}.json").read_text()
     assert pod.output.count("advice: ") == 1
 
 
