@@ -9,6 +9,7 @@ from finetune_api.evaluation import METRICS
 from finetune_api.hyperparameters import PACK_MIN_LENGTH
 from finetune_api.job import FineTuneJob, FineTuneJobSpec, StrategyType, TaskType, Weights
 from finetune_api.pairs import PROMPTS
+from finetune_api.run import FsdpOptions, Sharding
 from finetune_api.strategy import (
     AdditiveOptions,
     BottleneckOptions,
@@ -58,6 +59,8 @@ def resolve(job: FineTuneJob) -> FineTuneJob:
         spec.evaluation.metrics = list(METRICS.get(spec.task.type, ()))
     if spec.output.weights is None:
         spec.output.weights = Weights.LAST if spec.evaluation.every_steps is None else Weights.BEST
+    if spec.distributed.fsdp is None and spec.distributed.sharding is not Sharding.DDP:
+        spec.distributed.fsdp = FsdpOptions()
     if spec.resources.processes_per_node is None:
         spec.resources.processes_per_node = max(1, spec.resources.gpus_per_node)
     s3 = spec.storage.s3

@@ -216,6 +216,32 @@ def _hardware() -> Iterator[dict[str, str]]:
     )
 
 
+def _sharding() -> Iterator[dict[str, str]]:
+    yield cel(
+        "!has(self.distributed.fsdp) || !self.distributed.fsdp.cpuOffload || self.resources.gpusPerNode > 0",
+        "cpuOffload keeps shards out of GPUs, and without GPUs they are in host memory anyway; remove it, or set "
+        "resources.gpusPerNode",
+        at=".distributed.fsdp.cpuOffload",
+    )
+    sharded = "self.distributed.sharding != 'FSDP'"
+    yield cel(
+        f"{sharded} || !has(self.strategy.select) || !has(self.strategy.select.fisher)",
+        "select.fisher picks single elements of tensors, and FSDP tears tensors apart; set sharding to DDP or Auto",
+        at=".distributed.sharding",
+    )
+    yield cel(
+        f"{sharded} || !(self.hyperparameters.optimizer in ['adamw8bit', 'pagedAdamw8bit'])",
+        "the 8-bit optimizers take tensors whole, and FSDP shards the moments anyway; set optimizer to adamw, or "
+        "sharding to DDP",
+        at=".distributed.sharding",
+    )
+    yield cel(
+        f"{sharded} || !self.hyperparameters.torchCompile",
+        "torchCompile is not supported with FSDP yet; remove it, or set sharding to DDP",
+        at=".distributed.sharding",
+    )
+
+
 RULES = tuple(
     rule
     for family in (
@@ -226,6 +252,7 @@ RULES = tuple(
         _task_and_training,
         _evaluation,
         _hardware,
+        _sharding,
     )
     for rule in family()
 )

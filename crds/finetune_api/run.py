@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from finetune_api.affinity import Affinity, Toleration
-from finetune_api.common import As, Message, cel, form, not_yet, only, ruled, rules
+from finetune_api.common import As, Message, cel, form, not_yet, ruled, rules
 from finetune_api.names import LABELS, LabelValue, ObjectName, Text
 from finetune_api.network import EXTENDED_RESOURCE, Network
 from finetune_api.pod import PodTemplate
@@ -106,12 +106,36 @@ class Sharding(str, Enum):
     FSDP = "FSDP"
 
 
+class FsdpOptions(Message):
+    """Options of FSDP; also of Auto, should it pick FSDP."""
+
+    reshard_after_forward: bool = Field(
+        True,
+        description="Let go of a block's weights between its forward and its backward pass. false: hold them, which "
+        "saves a third of the communication and costs the memory of the whole model's weights.",
+    )
+    cpu_offload: bool = Field(
+        False, description="Keep shards and moments in host memory, and step there: much slower, for the last resort."
+    )
+
+
 class Distributed(Message):
     """How the work is spread over processes."""
 
-    sharding: Annotated[Sharding, Field(json_schema_extra=only(["Auto", "DDP"], "sharding"))] = Field(
-        Sharding.AUTO, description="Auto picks from the memory estimate."
+    model_config = ruled(
+        cel(
+            "!has(self.fsdp) || self.sharding != 'DDP'",
+            "distributed.fsdp belongs to FSDP; remove it, or set distributed.sharding to FSDP or Auto",
+            at=".fsdp",
+        )
     )
+
+    sharding: Sharding = Field(
+        Sharding.AUTO,
+        description="DDP: every process holds the whole model. FSDP: each holds a shard of weights, gradients and "
+        "moments. Auto: DDP where that fits into the devices, else FSDP.",
+    )
+    fsdp: FsdpOptions | None = Field(None, description="Options of FSDP.")
     min_nodes: int | None = Field(
         None,
         ge=1,

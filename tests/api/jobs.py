@@ -184,7 +184,7 @@ def _everything() -> Object:
             "sharedMemory": "1Gi",
             "network": {"preset": "InfiniBand", "interface": "eth0", "resource": "rdma/ib", "devices": 8},
         },
-        "distributed": {"sharding": "DDP"},
+        "distributed": {"sharding": "FSDP", "fsdp": {"reshardAfterForward": False, "cpuOffload": True}},
         "storage": {
             "s3": {
                 "endpoint": "https://s3.example.com",
@@ -268,6 +268,14 @@ FULLS |= {
             "spec.dataset.streaming": True,
             "spec.dataset.validation": {"uri": "s3://data/held-out.jsonl"},
             "spec.hyperparameters.packing": REMOVED,
+        },
+    ),
+    "shards": changed(
+        full("Full"),
+        {
+            "spec.distributed.sharding": "FSDP",
+            "spec.hyperparameters.optimizer": REMOVED,
+            "spec.hyperparameters.torchCompile": REMOVED,
         },
     ),
     "stages by epochs": changed(

@@ -14,7 +14,7 @@ PROMPTS = ("PromptTuning", "PrefixTuning")
 
 def sensible(spec: Object) -> Object:
     """The spec itself, changed."""
-    for part in (_strategy, _selection, _data, _evaluation, _training, _hardware, _fabric, _storage, _pod):
+    for part in (_strategy, _selection, _data, _evaluation, _training, _hardware, _sharding, _fabric, _storage, _pod):
         part(spec)
     return spec
 
@@ -124,6 +124,17 @@ def _fabric(spec: Object) -> None:
         _without(network, "resource")
     if preset not in ("InfiniBand", "EFA"):
         _without(network, "devices")
+
+
+def _sharding(spec: Object) -> None:
+    distributed, hyper = spec.get("distributed", {}), spec.get("hyperparameters", {})
+    whole = hyper.get("torchCompile") or "8bit" in hyper.get("optimizer", "")
+    if distributed.get("sharding") == "FSDP" and (whole or "fisher" in spec["strategy"].get("select", {})):
+        _without(distributed, "sharding")
+    if spec.get("resources", {}).get("gpusPerNode", 0) == 0:
+        _without(distributed.get("fsdp"), "cpuOffload")
+    if distributed.get("sharding") == "DDP":
+        _without(distributed, "fsdp")
 
 
 def _storage(spec: Object) -> None:

@@ -33,7 +33,6 @@ def _only(spec: Object) -> dict[str, list[Any]]:
         "spec.strategy.type": [spec["strategy"]["type"]],
         "spec.task.type": [spec["task"]["type"]],
         "spec.dataset.format": FORMATS[spec["task"]["type"]],
-        "spec.distributed.sharding": ["Auto", "DDP"],
     }
 
 

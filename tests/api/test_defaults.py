@@ -79,6 +79,19 @@ def test_what_is_given_is_kept(strategy: StrategyType) -> None:
     assert spec.output.to_wire()["weights"] == "Last"
 
 
+@pytest.mark.parametrize(
+    ("resources", "processes"),
+    [({}, 1), ({"gpusPerNode": 8}, 8), ({"processesPerNode": 4}, 4), ({"nodes": 2, "gpusPerNode": 1}, 1)],
+)
+def test_every_gpu_has_a_process_and_a_pod_without_has_one(resources: dict[str, int], processes: int) -> None:
+    assert resolved(changed(minimal(), {"spec.resources": resources})).resources.processes_per_node == processes
+
+
+def test_options_of_shards_are_filled_in_unless_there_can_be_none() -> None:
+    assert resolved(minimal()).distributed.to_wire()["fsdp"] == {"reshardAfterForward": True, "cpuOffload": False}
+    assert resolved(changed(minimal(), {"spec.distributed.sharding": "DDP"})).distributed.fsdp is None
+
+
 @pytest.mark.parametrize("task", SUPERVISED)
 def test_every_task_is_measured_by_all_it_has_and_only_language_is_sampled(task: TaskType) -> None:
     spec = resolved(changed(minimal(), {"spec.task.type": task.value}))

@@ -161,6 +161,11 @@ def comments(shell: Shell, job: str) -> list[str]:
     return [line.removeprefix("# ") for line in done.stdout.splitlines() if line.startswith("#")]
 
 
+def test_plan_tells_how_many_rows_a_step_has_over_all_processes(shell: Shell) -> None:
+    told = comments(shell, JOB + "  resources: {nodes: 2, processesPerNode: 3}\n")
+    assert any(line.startswith("6 processes train together: 24 rows a step, a learning rate of ") for line in told)
+
+
 def partial(shell: Shell, select: str) -> str:
     (shell.folder / "model").mkdir(exist_ok=True)
     shell.write("model/config.json", json.dumps(LLAMA))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.operator.world import typed
 
 from finetune_api.contract import ENV_MODEL_CACHE
 from finetune_operator.cluster.local.folder import PodFolder
 from finetune_operator.plan import plan
 from finetune_operator.settings import Settings
-from tests.operator.world import typed
 
 
 @pytest.mark.parametrize(

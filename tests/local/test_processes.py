@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,14 @@ def test_only_the_log_and_the_last_word_of_a_pod_stay(world: World) -> None:
     assert sorted(path.name for path in world.file("log").parent.iterdir()) == ["log", "termination-log"]
     assert newest_log(world.folder / "pods", "tune") == world.file("log")
     assert newest_log(world.folder / "pods", "tu") is None
+
+
+def test_the_log_of_a_gang_is_that_of_its_first_pod(world: World) -> None:
+    runtime = world.runtime("print('hello')")
+    for pod in (world.pod(0), world.pod(1)):
+        runtime.start(pod)
+        wait_for(partial(runtime.poll, pod))
+    assert newest_log(world.folder / "pods", "tune") == world.file("log", index=0)
 
 
 def test_secrets_are_answered_from_variables_of_the_same_name(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from finetune_api import contract
 from finetune_api.contract import Result, TerminationMessage
 from finetune_api.job import FineTuneJob
 
+JOBS = "TEST_JOBS"
+"""Names the folder with a file for each job, where there are several."""
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240
 """For a run of some seconds; a busy machine takes many times that for the imports alone."""
@@ -40,15 +42,14 @@ class Pod:
         return TerminationMessage.from_wire(json.loads((self.folder / "termination-log").read_text()))
 
 
-def start(
-    job: FineTuneJob, folder: Path, *, nodes: int = 1, processes: int = 2, attempt: int = 1, entry: str = ""
-) -> list[Pod]:
-    """Start all pods of an attempt.
+def start(job: FineTuneJob, folder: Path, *, attempt: int = 1, entry: str = "") -> list[Pod]:
+    """Start all pods of an attempt, as many as the job's resources say.
 
     Args:
         folder: for what the pods of this attempt need and leave.
         entry: `module:function` in place of the trainer's own.
     """
+    nodes, processes = job.spec.resources.nodes, job.spec.resources.processes_per_node or 1
     first = fresh_address()
     addresses = [first, *(fresh_address() for _ in range(nodes - 1))]
     return [
@@ -81,20 +82,30 @@ def _start_one(job: FineTuneJob, folder: Path, address: str, entry: str, gang: d
         return Pod(subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log), folder)
 
 
-def wait(pods: list[Pod]) -> list[int]:
+def wait(pods: list[Pod], seconds: float = SECONDS) -> list[int]:
     """The exit codes; pods that do not end in time are killed."""
     try:
-        return [pod.process.wait(SECONDS) for pod in pods]
+        return [pod.process.wait(seconds) for pod in pods]
     finally:
         for pod in pods:
             pod.process.kill()
             pod.process.wait()
 
 
-def train(job: FineTuneJob, folder: Path, **gang: int | str) -> Result:
+def train(job: FineTuneJob, folder: Path, *, attempt: int = 1, entry: str = "", seconds: float = SECONDS) -> Result:
     """Train to the end; the result, which is index 0's to tell."""
-    pods = start(job, folder, **gang)  # type: ignore[arg-type]
-    codes = wait(pods)
+    pods = start(job, folder, attempt=attempt, entry=entry)
+    codes = wait(pods, seconds)
     assert not any(codes), "\n".join(pod.log[-6000:] for pod in pods)
     (result,) = [pod.message.result for pod in pods if pod.message.result]
     return result
+
+
+def train_all(jobs: dict[str, FineTuneJob], folder: Path) -> None:
+    """Train several jobs one after the other, by the same ranks: they ask for the same resources."""
+    files = folder / "jobs"
+    files.mkdir(parents=True)
+    for name, job in jobs.items():
+        (files / f"{name}.json").write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    os.environ[JOBS] = str(files)
+    train(next(iter(jobs.values())), folder, entry="tests.trainer.gang_entries:several", seconds=SECONDS * 4)

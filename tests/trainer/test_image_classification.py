@@ -233,7 +233,7 @@ def test_batch_norm_moves_only_where_its_parameters_learn(tmp_path, model, strat
 
 
 def test_statistics_without_parameters_of_their_own_stand_still_as_checkpoints_do_not_hold_them():
-    from finetune_trainer.checkpoints.trainer import trainable_state
+    from finetune_trainer.gathering import trainable_state
     from finetune_trainer.statistics import hold_frozen_statistics
 
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4, affine=False))

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune_api.strategy import StrategyType
-from finetune_trainer.checkpoints.trainer import trainable_state
+from finetune_trainer.gathering import trainable_state
 from finetune_trainer.model import parameter_counts
 from finetune_trainer.strategies import STRATEGIES
 from tests.support.jobs import a_job, a_session

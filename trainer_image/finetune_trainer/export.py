@@ -12,6 +12,7 @@ import torch
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_trainer import verification
+from finetune_trainer.gathering import gathered, put, trainable_state
 from finetune_trainer.model import Source
 from finetune_trainer.storage import Store
 from finetune_trainer.strategies.base import AdapterStrategy, save_model
@@ -20,6 +21,32 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from finetune_trainer.session import Session
+
+
+def collect(session: Session, rebuild: Callable[[], PreTrainedModel]) -> None:
+    """Give rank 0 the whole model in place of its shards: what was trained, in a model that is built anew.
+
+    A collective; the others keep their shards, which they may let go.
+
+    Args:
+        rebuild: gives the model as it was before training.
+
+    Raises:
+        VerificationError: it does not answer as the one in shards.
+    """
+    trainer = session.trainer
+    probe = session.task.probe(trainer.model)
+    with trainer.accelerator.autocast():
+        expected = verification.logits(trainer.model, probe)
+    state = gathered(trainable_state(trainer.model, trainer.learning))
+    if not trainer.args.should_save:
+        return
+    model = rebuild()
+    for name, tensor in trainable_state(model, trainer.learning).items():
+        put(tensor, state[name])
+    here = {name: tensor.to(model.device) for name, tensor in probe.items()}
+    verification.same(expected, verification.logits(model, here), session.compute.dtype, "the gathered model")
+    trainer.model = model
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,21 @@ else:
 
 def learn(model: nn.Module, names: Collection[str]) -> None:
     """Let exactly these parameters learn; the others get no gradient, so no optimizer touches them, nor decays them."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            # Otherwise what was gathered for the last forward pass is marked, and not what the optimizer holds.
-            module.reshard()
+    let_go(model)
     for name, parameter in plainly_named(model):
         parameter.requires_grad_(name in names)
         if name not in names:
             parameter.grad = None
+
+
+def let_go(model: nn.Module) -> None:
+    """Have the model's parameters be the shards that the optimizer holds, not what the last pass has gathered.
+
+    What lies outside of the blocks stays gathered after a pass without gradients.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def plainly_named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

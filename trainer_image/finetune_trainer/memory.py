@@ -1,10 +1,24 @@
-"""Evidence of the kernel's out-of-memory killer, which leaves nothing else behind in the process that it ends."""
+"""This container's memory: its limit, and evidence of the kernel's out-of-memory killer.
+
+The killer leaves nothing else behind in the process that it ends.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+LIMIT_FILE = "memory.max"
 V2_FILE, V1_FILE = "memory.events", "memory.oom_control"
+
+
+def memory_limit(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this container may take; where no limit is found (cgroups of the old kind show none) the machine's."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int((cgroup_root / LIMIT_FILE).read_text()))
+    except (OSError, ValueError):
+        return machine
 
 
 def oom_kills(cgroup_root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:

@@ -10,9 +10,19 @@ from finetune_trainer.structure import Part, Structure
 from finetune_trainer.structure.modules import linears
 
 if TYPE_CHECKING:
+    import torch
     from transformers import BitsAndBytesConfig
 
     from finetune_trainer.model import Source
+
+
+def store_as(quantization: BitsAndBytesConfig, dtype: torch.dtype) -> None:
+    """Have 4-bit weights held as numbers of a floating point type: shards can be made of these alone.
+
+    Args:
+        dtype: that of the pass, so that nothing casts the bits on their way through the gathering of shards.
+    """
+    quantization.bnb_4bit_quant_storage = dtype
 
 
 def only_blocks(source: Source, loader: str) -> BitsAndBytesConfig | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,8 +12,10 @@ from transformers import set_seed
 
 from finetune_api.contract import Stage
 from finetune_api.job import Weights
+from finetune_api.run import Sharding
 from finetune_trainer.arguments import common_arguments, global_batch, refuse_what_cannot_work
 from finetune_trainer.callbacks import CourseCallback, ProgressCallback, StopCallback, StopwatchCallback
+from finetune_trainer.choosing import Size, choose_sharding, device_bytes, held_bytes
 from finetune_trainer.collectives import all_say, assemble, first_says, in_turn
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.stream import Stream
@@ -22,6 +26,9 @@ from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import FETCHED, BaseFiles, fetch_beside, fetch_dataset, fetch_model
 from finetune_trainer.learning import LeanRecomputationCallback, allow_pauses, await_what_learns
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
+from finetune_trainer.preview import preview
+from finetune_trainer.quantization import store_as
+from finetune_trainer.sharding import keep_off_device, loading_once_a_node, shard
 from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import Strategy, strategy_of
 from finetune_trainer.tasks import Inputs, Task, task_of
@@ -47,6 +54,7 @@ class Session:
         config: the base's configuration as it was read, with what the spec and the data have changed.
         processor: tokenizer or image processor, delivered beside the weights.
         parameters: (trainable, all).
+        sharding: how several ranks hold the model; None where there is one rank.
     """
 
     base: BaseFiles
@@ -57,6 +65,7 @@ class Session:
     processor: Any
     prepared: Prepared
     parameters: tuple[int, int]
+    sharding: Sharding | None
     trainer: JobTrainer
 
 
@@ -117,12 +126,38 @@ class Start:
             self.strategy.gather(partial(fetch_beside, self.context, self.store), base.folder)
         assemble(self.context, cuda=self.compute.hardware.cuda)
         self._refuse_different(base)
-        loaded = self._model(base, config)
+        sharding = self._sharding(base)
+        loaded = self._model(base, config, sharding)
         self.context.stop.check()
         parameters = parameter_counts(loaded.model)
         self._tell(parameters)
-        trainer = self._trainer(loaded, prepared)
-        return Session(base, config, self.compute, self.strategy, task, processor, prepared, parameters, trainer)
+        trainer = self._trainer(loaded, prepared, sharding)
+        return Session(
+            base, config, self.compute, self.strategy, task, processor, prepared, parameters, sharding, trainer
+        )
+
+    def rebuild(self, session: Session) -> PreTrainedModel:
+        """The model as it was before training, whole, for what training has learned to be put into it."""
+        return self._model(session.base, copy.deepcopy(session.config), sharding=None).model
+
+    def _sharding(self, base: BaseFiles) -> Sharding | None:
+        """How several ranks share the work, the same on all; None where there is one rank."""
+        context, spec, compute = self.context, self.context.job.spec, self.compute
+        if context.world_size == 1:
+            return None
+        processes = spec.resources.processes_per_node or 1
+
+        def choose() -> Sharding:
+            seen = preview(spec, base.folder)
+            held = held_bytes(spec.strategy.type, self.strategy.weights_dtype(compute.dtype))
+            size = Size(seen.total, seen.trainable, held)
+            return choose_sharding(spec, size, device_bytes(compute.hardware, processes))
+
+        asked = spec.distributed.sharding
+        sharding = first_says(choose) if asked is Sharding.AUTO else asked
+        words = "replicated (DDP)" if sharding is Sharding.DDP else "in shards (FSDP)"
+        context.reporter.stage(Stage.LOADING, f"{context.world_size} ranks hold the model {words}")
+        return sharding
 
     def _refuse_different(self, base: BaseFiles) -> None:
         """Every node has fetched for itself; what was replaced in between may differ."""
@@ -148,25 +183,29 @@ class Start:
             context.reporter.warn(warning)
         return prepared
 
-    def _model(self, base: BaseFiles, config: PretrainedConfig) -> Loaded:
-        """The base as the strategy has prepared it."""
+    def _model(self, base: BaseFiles, config: PretrainedConfig, sharding: Sharding | None) -> Loaded:
+        """The base as the strategy has prepared it; without its weights on ranks that get them with their shards."""
         context, strategy = self.context, self.strategy
         context.stop.check()
         spec = context.job.spec
         context.reporter.stage(Stage.LOADING, spec.model.uri)
-        dtype = self.compute.dtype
+        dtype, quantization = self.compute.dtype, strategy.quantization(self.compute.dtype)
+        if quantization is not None and sharding is Sharding.FSDP:
+            store_as(quantization, dtype)
+        once_a_node = sharding is Sharding.FSDP and quantization is None
         # What the base does not have is drawn here, and then an adapter's first values.
         set_seed(spec.hyperparameters.seed)
-        loaded = self.task.load(
-            Source(
-                base.folder,
-                spec.model,
-                config,
-                dtype=strategy.weights_dtype(dtype),
-                attention=self.compute.attention,
-                quantization=strategy.quantization(dtype),
+        with loading_once_a_node() if once_a_node else nullcontext():
+            loaded = self.task.load(
+                Source(
+                    base.folder,
+                    spec.model,
+                    config,
+                    dtype=strategy.weights_dtype(dtype),
+                    attention=self.compute.attention,
+                    quantization=quantization,
+                )
             )
-        )
         loaded = replace(loaded, compute=dtype, device=self.compute.hardware.device_of(context.local_rank))
         model = self._prepared_model(loaded)
         hold_frozen_statistics(model)
@@ -193,9 +232,11 @@ class Start:
             prepared.append(strategy.prepare(loaded))
         return prepared[0]
 
-    def _trainer(self, loaded: Loaded, prepared: Prepared) -> JobTrainer:
+    def _trainer(self, loaded: Loaded, prepared: Prepared, sharding: Sharding | None) -> JobTrainer:
         context, task, spec, model = self.context, self.task, self.context.job.spec, loaded.model
         common = common_arguments(spec, prepared, self.compute, context.scratch, context.world_size)
+        if sharding is Sharding.FSDP:
+            keep_off_device(model)
         watch = Watch.of(spec.evaluation) if spec.output.weights is Weights.BEST else None
         # First: the others are told the epoch that it knows.
         callbacks = [StreamCallback()] if isinstance(prepared.train, Stream) else []
@@ -212,7 +253,12 @@ class Start:
         trainer.learning, trainer.watch = learning, watch
         trainer.rates = peak_rates(model, learning, spec.hyperparameters)
         trainer.undecayed = spared(model, spec.hyperparameters.no_weight_decay)
-        await_what_learns(trainer, task.probe)
+        if sharding is Sharding.FSDP:
+            assert spec.distributed.fsdp is not None, "a resolved job has its options"
+            shard(model, spec.distributed.fsdp, self.compute, context)
+            trainer.adopt_shards()
+        else:
+            await_what_learns(trainer, task.probe)
         self._unfreeze(trainer, loaded)
         self.strategy.attach(trainer)
         return trainer

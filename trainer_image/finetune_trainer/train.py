@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.contract import CheckpointRef, OutputRef, Result, Stage
+from finetune_api.run import Sharding
 from finetune_trainer import collectives
 from finetune_trainer.angle import FILE as ANGLES_FILE
 from finetune_trainer.angle import Angle, OtherModelError
@@ -24,7 +26,7 @@ from finetune_trainer.checkpoints.trainer import WEIGHTS_FILE
 from finetune_trainer.errors import DivergedError, StoppedError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.course import why_to_stop
-from finetune_trainer.export import Exporter
+from finetune_trainer.export import Exporter, collect
 from finetune_trainer.fabric import locked_memory_warning
 from finetune_trainer.report import Report, card, page
 from finetune_trainer.result import Output, samples, versions
@@ -89,6 +91,9 @@ def _run(context: Context, store: Store, output: Output) -> Result | None:
     finally:
         checkpoints.close()
     after = _measure(context, session, "the tuned model")
+    if session.sharding is Sharding.FSDP:
+        context.reporter.stage(Stage.EXPORTING, "gathering the shards")
+        collect(session, partial(start.rebuild, session))
     if not context.is_main:
         # Done: what is delivered is rank 0's to write, and its node ends with OK only when it has.
         return None

@@ -42,7 +42,7 @@ class Workers:
 
     def __init__(self, entrypoint: str, pod: Pod, started_at: float) -> None:
         self._pod = pod
-        env = _shared_cores(pod.processes) | dict(os.environ) | {ENV_STARTED_AT: repr(started_at)}
+        env = _shared_cores(pod) | dict(os.environ) | {ENV_STARTED_AT: repr(started_at)}
         self._workers = [self._start(entrypoint, local_rank, env) for local_rank in range(pod.processes)]
 
     def _start(self, entrypoint: str, local_rank: int, env: Mapping[str, str]) -> _Worker:
@@ -133,10 +133,13 @@ class Workers:
         ]
 
 
-def _shared_cores(processes: int) -> dict[str, str]:
-    """Each of several processes computes with its share of the cores: all on all would only wait for each other."""
+def _shared_cores(pod: Pod) -> dict[str, str]:
+    """Each of several processes computes with its share of the cores: all on all would only wait for each other.
+
+    Set in every gang: where it is not, accelerate counts physical cores, which some machines do not tell.
+    """
     cores = len(os.sched_getaffinity(0))
-    return {} if processes == 1 else {"OMP_NUM_THREADS": str(max(1, cores // processes))}
+    return {} if pod.world_size == 1 else {"OMP_NUM_THREADS": str(max(1, cores // pod.processes))}
 
 
 def _signal_group(pid: int) -> None:

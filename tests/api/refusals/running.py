@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.api.refusals.refusal import A_GPU, A_NAME, AN_AMOUNT, LABELS, POD, Refusal
+from tests.api.refusals.refusal import A_GPU, A_NAME, AN_AMOUNT, HYPER, LABELS, POD, Refusal
+
+SHARDED = {"spec.distributed.sharding": "FSDP"}
 
 BY_RULE = (
     Refusal(
@@ -61,6 +63,39 @@ BY_RULE = (
         {"spec.resources.processesPerNode": 2, **A_GPU},
         "spec.resources.processesPerNode: Forbidden: every GPU has one process; remove resources.processesPerNode, or "
         "set it to resources.gpusPerNode",
+    ),
+    Refusal(
+        "options of shards for replicas",
+        {"spec.distributed": {"sharding": "DDP", "fsdp": {"reshardAfterForward": False}}},
+        "spec.distributed.fsdp: Forbidden: distributed.fsdp belongs to FSDP; remove it, or set distributed.sharding to "
+        "FSDP or Auto",
+    ),
+    Refusal(
+        "offloading from no GPU",
+        {"spec.distributed": {"fsdp": {"cpuOffload": True}}},
+        "spec.distributed.fsdp.cpuOffload: Forbidden: cpuOffload keeps shards out of GPUs, and without GPUs they are "
+        "in host memory anyway; remove it, or set resources.gpusPerNode",
+    ),
+    Refusal(
+        "single elements of shards",
+        {
+            "spec.strategy": {"type": "Partial", "select": {"layers": {"last": 1}, "fisher": {"fraction": 0.1}}},
+            **SHARDED,
+        },
+        "spec.distributed.sharding: Forbidden: select.fisher picks single elements of tensors, and FSDP tears tensors "
+        "apart; set sharding to DDP or Auto",
+    ),
+    Refusal(
+        "moments in 8 bits in shards",
+        {f"{HYPER}.optimizer": "adamw8bit", **SHARDED},
+        "spec.distributed.sharding: Forbidden: the 8-bit optimizers take tensors whole, and FSDP shards the moments "
+        "anyway; set optimizer to adamw, or sharding to DDP",
+    ),
+    Refusal(
+        "compiled shards",
+        {f"{HYPER}.torchCompile": True, **SHARDED},
+        "spec.distributed.sharding: Forbidden: torchCompile is not supported with FSDP yet; remove it, or set sharding "
+        "to DDP",
     ),
     Refusal(
         "a GPU resource without domain",

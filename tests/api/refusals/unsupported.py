@@ -23,7 +23,6 @@ UNSUPPORTED = (
         "metric",
         "perplexity, accuracy, precision, recall, f1, mse, mae, r2",
     ),
-    only("spec.distributed.sharding", "FSDP", "sharding", "Auto, DDP"),
     not_yet("spec.model.adapter", {"uri": "s3://a/b"}, "merge the adapter into the model and name that"),
     not_yet("spec.dataset.preparation", {"deduplicate": True}, "prepare the data before the job"),
     not_yet("spec.distributed.minNodes", 1, "remove it"),

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import IntervalStrategy
 
 from finetune_trainer.checkpoints.checkpoints import Checkpoints
 from finetune_trainer.collectives import all_say, meet
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation.course import LOSS, Watch
+from finetune_trainer.gathering import gathered, gathered_optimizer, is_sharded, put, spread_optimizer, trainable_state
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -36,25 +38,6 @@ ALLOWED_FILES = re.compile(
 """Nothing else leaves the pod: above all not training_args.bin, a pickle that may hold tokens."""
 
 
-def trainable_state(model: nn.Module, learning: Collection[str]) -> dict[str, torch.Tensor]:
-    """Parameters that learn and the persistent buffers beside them, by their name in the model; not copied.
-
-    Buffers count where a module has parameters of its own that learn: running statistics move with them.
-
-    Args:
-        learning: names of all parameters that ever learn; at the moment some of them may be frozen.
-    """
-    state = {name: parameter.detach() for name, parameter in model.named_parameters() if name in learning}
-    for prefix, module in model.named_modules():
-        lead = f"{prefix}." if prefix else ""
-        own = {name for name, _ in module.named_parameters(recurse=False)}
-        if any(lead + name in learning for name in own):
-            persistent = module.state_dict(keep_vars=True)
-            buffers = {name: buffer for name, buffer in module.named_buffers(recurse=False) if name in persistent}
-            state |= {lead + name: buffer.detach() for name, buffer in buffers.items()}
-    return state
-
-
 def load_trainable_state(model: nn.Module, learning: Collection[str], path: Path) -> None:
     """Copy the tensors of a checkpoint into the model, in place.
 
@@ -68,9 +51,8 @@ def load_trainable_state(model: nn.Module, learning: Collection[str], path: Path
             f"the checkpoint does not fit what is trained: {len(different)} tensors differ ({different[0]}, ...)",
             "use another output.uri, or the model and strategy that the checkpoint was made with",
         )
-    with torch.no_grad():
-        for name, tensor in current.items():
-            tensor.copy_(saved[name])
+    for name, tensor in current.items():
+        put(tensor, saved[name])
 
 
 class CheckpointingMixin(_Base):
@@ -94,13 +76,11 @@ class CheckpointingMixin(_Base):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what learns, and only that, on rank 0; exports have their own function."""
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        state = {name: tensor.cpu().contiguous() for name, tensor in trainable_state(model, self.learning).items()}
-        save_file(state, folder / WEIGHTS_FILE)
+        state = gathered(trainable_state(self.accelerator.unwrap_model(self.model), self.learning))
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(state, folder / WEIGHTS_FILE)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.checkpoints.raise_failure()
@@ -121,6 +101,25 @@ class CheckpointingMixin(_Base):
             if not ALLOWED_FILES.fullmatch(path.name):
                 path.unlink()
         self.checkpoints.submit(self.state.global_step, folder, self.best_step)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Moments are saved whole, so that what was sharded can go on replicated, and the other way round."""
+        if not is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = gathered_optimizer(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+        self.optimizer.load_state_dict(spread_optimizer(state, parameters))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Each rank has its own generators, and rank 0 hands those of all to the bucket."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +37,10 @@ def answers(
     training = model.training
     model.eval()
     found: list[str] = []
+    # What is around an adapted model is not called when it generates.
+    around = model if isinstance(model, FSDPModule) else None
+    if around is not None:
+        around.unshard()
     try:
         for start in range(0, len(samples), BATCH):
             beat()
@@ -43,6 +48,8 @@ def answers(
             found += _batch(model, tokenizer, batch, eos_token_ids, positions)
     finally:
         model.train(training)
+        if around is not None:
+            around.reshard()
     return found
 
 

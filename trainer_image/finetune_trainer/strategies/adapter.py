@@ -14,8 +14,8 @@ from torch import nn
 from finetune_api.selection import ModelPart, ModuleKind
 from finetune_api.strategy import BottleneckOptions, BottleneckPlacement
 from finetune_trainer import adapters
-from finetune_trainer.checkpoints.trainer import trainable_state
 from finetune_trainer.errors import UsageError
+from finetune_trainer.gathering import trainable_state
 from finetune_trainer.precision import hold_in_float32
 from finetune_trainer.selection import chosen
 from finetune_trainer.strategies.base import AdapterStrategy

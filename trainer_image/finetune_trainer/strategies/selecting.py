@@ -105,7 +105,7 @@ def hold_small(model: nn.Module, compute: torch.dtype) -> None:
     shared = {id(parameter) for module in model.modules() if not is_linear(module) for parameter in _own(module)}
     for module in filter(is_linear, model.modules()):
         for parameter in _own(module):
-            if not parameter.requires_grad and id(parameter) not in shared:
+            if not parameter.requires_grad and id(parameter) not in shared and not parameter.is_meta:
                 small = parameter.data.to(compute)
                 parameter.data = small if torch.equal(small.float(), parameter.data) else parameter.data
 

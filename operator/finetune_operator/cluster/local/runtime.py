@@ -117,7 +117,7 @@ class ProcessRuntime:
         self._running.clear()
 
     def newest_log(self, job: str) -> Path | None:
-        """What a job's newest pod has written; None where it had no pod."""
+        """What the newest of a job's first pods has written, where rank 0 runs; None where it had no pod."""
         return newest_log(self._pods, job)
 
     def _end(self, running: _Running, code: int) -> Exit:
@@ -144,7 +144,7 @@ class ProcessRuntime:
 
 def newest_log(pods: Path, job: str) -> Path | None:
     """As ProcessRuntime.newest_log, of a folder of pods."""
-    names = re.compile(re.escape(job) + r"-[0-9]+-[0-9a-z]+")
+    names = re.compile(re.escape(job) + r"-0-[0-9a-z]+")
     logs = [log for log in pods.glob("*/log") if names.fullmatch(log.parent.name)]
     return max(logs, key=lambda log: log.stat().st_mtime, default=None)
 
