@@ -142,6 +142,12 @@ class FineTuneJobStatus(Message):
     active_since: str | None = Field(
         None, max_length=32, description="Since when it runs now; adds up into activeSeconds."
     )
+    node_failures: dict[str, int] = Field(
+        {},
+        max_length=64,
+        description="How often pods failed on a node, for no fault of the job. From twice on the next attempts prefer "
+        "others, unless a queue chooses the nodes.",
+    )
     waiting_since: str | None = Field(
         None, max_length=32, description="Since when the pods do not all run although they may; RFC 3339."
     )

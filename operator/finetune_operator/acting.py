@@ -94,11 +94,10 @@ class Actor:
                 return await self._patch(observed, _numbered(attempt))
             case Resume(attempt):
                 # Whatever was deleted meanwhile is there again before the pods need it.
-                await self._create_needs(job, attempt)
-                return await self._patch(
-                    observed,
-                    [*_numbered(attempt), {"op": "add", "path": "/spec/suspend", "value": False}],
-                )
+                needs = await self._create_needs(job, attempt)
+                moved = _moved(observed.workload, needs.workload)
+                resumed = {"op": "add", "path": "/spec/suspend", "value": False}
+                return await self._patch(observed, [*_numbered(attempt), *moved, resumed])
 
     async def _create(self, job: FineTuneJob, attempt: int) -> Object:
         """The Job last: when it is there, all that its pods need is there."""
@@ -149,6 +148,18 @@ class Actor:
         return await self._cluster.patch(
             JOB, Key(metadata["namespace"], metadata["name"]), [guard, *patch], subresource
         )
+
+
+def _moved(workload: Object | None, wanted: Object) -> JsonPatch:
+    """Where the next pods run, if that is to be elsewhere; all else of a template is fixed."""
+    path, name = "/spec/template/spec/affinity", "nodeAffinity"
+    new = (wanted["spec"]["template"]["spec"].get("affinity") or {}).get(name)
+    old = (workload or wanted)["spec"]["template"]["spec"].get("affinity")
+    if not new or new == (old or {}).get(name):
+        return []
+    # Only this part of it may change.
+    whole = {"op": "add", "path": path, "value": {name: new}}
+    return [whole if old is None else {"op": "add", "path": f"{path}/{name}", "value": new}]
 
 
 def _numbered(attempt: int) -> JsonPatch:

@@ -54,6 +54,7 @@ class Failure:
     exit_code: int | None = None
     pod: str = ""
     pod_uid: str = ""
+    node: str = ""
     rank: Rank = Rank.OWN
     log: str = ""
     """The last lines that the pod left: it is deleted when it has been replaced."""
@@ -79,7 +80,7 @@ def classify(pods: Iterable[Object]) -> Failure | None:
 def classify_pod(pod: Object) -> Failure | None:
     """Why this pod failed or is about to be stopped; None for one that is well, has succeeded or has not started."""
     failure = _from_exit(pod) or _from_pod(pod)
-    return failure and replace(failure, pod=name(pod), pod_uid=uid(pod), log=_last_lines(pod))
+    return failure and replace(failure, pod=name(pod), pod_uid=uid(pod), node=_node(pod), log=_last_lines(pod))
 
 
 def termination_message(pod: Object) -> TerminationMessage | None:
@@ -89,6 +90,10 @@ def termination_message(pod: Object) -> TerminationMessage | None:
         return TerminationMessage.model_validate_json((terminated or {}).get("message") or "")
     except ValidationError:
         return None
+
+
+def _node(pod: Object) -> str:
+    return str((pod.get("spec") or {}).get("nodeName") or "")
 
 
 def _last_lines(pod: Object) -> str:
@@ -212,8 +217,7 @@ def _taken_away(pod: Object) -> str | None:
 
 def _disruption(pod: Object) -> Failure:
     why = _taken_away(pod)
-    node = (pod.get("spec") or {}).get("nodeName")
-    place = f" on node {node}" if node else ""
+    place = f" on node {_node(pod)}" if _node(pod) else ""
     text = f"The pod{place} was stopped from outside: {_short(why)}" if why else f"The pod{place} was asked to stop"
     return Failure(Cause.DISRUPTION, text, rank=Rank.FORCE)
 

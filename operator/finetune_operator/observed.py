@@ -15,11 +15,21 @@ INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 ENDED = ("Succeeded", "Failed")
 SETTLE_SECONDS = 5.0
 """How long news of a pod usually takes to be complete."""
+STUCK_SECONDS = 30.0
+"""How long a pod with a node may take to start before its events are asked why; images need none."""
 LOST_SECONDS = 30.0
 """How long after its grace period a pod may still be there; then its node is taken for dead."""
 
 NAMESPACE_ENDS = "because it is being terminated"
 """How the API server words the refusal of anything new in a namespace that is being deleted."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What a kubelet complains of in an event: volumes, networks."""
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Observed:
     """Seconds since that answer; since the pod was first to be asked, if there is none."""
     refusal: str | None = None
     """Why the Job controller may not create the Job's pods (quota, admission), if it said so."""
+    trouble: Trouble | None = None
+    """Why a pod does not start although it has a node, if an event says so."""
     eviction: str | None = None
     """Why the queue has taken the Job back, if it did and said so."""
     named: Mapping[str, Named | None] = field(default_factory=dict)
@@ -181,6 +193,19 @@ def refusal_in(events: Sequence[Object]) -> str | None:
     tries = [event for event in events if event.get("reason") in ("FailedCreate", "SuccessfulCreate", "Resumed")]
     refused = bool(tries) and tries[-1]["reason"] == "FailedCreate"
     return str(tries[-1].get("message") or "") if refused else None
+
+
+def stuck_pod(observed: Observed, now: datetime) -> Object | None:
+    """A pod that has had a node for a while and still has no container."""
+    pods = (pod for pod in current_pods(observed) if phase(pod) == "Pending" and not is_deleting(pod))
+    return next((pod for pod in pods if (placed_since(pod, now) or 0.0) >= STUCK_SECONDS), None)
+
+
+def trouble_in(events: Sequence[Object]) -> Trouble | None:
+    """A complaint that is the last word in the events of a pod, oldest first; what came after it has mended it."""
+    if not events or events[-1].get("type") != "Warning":
+        return None
+    return Trouble(str(events[-1].get("reason") or "Unknown"), str(events[-1].get("message") or ""))
 
 
 def eviction_in(events: Sequence[Object]) -> str | None:

@@ -44,6 +44,8 @@ from finetune_operator.observed import (
     lacks_pods,
     rank_zero,
     refusal_in,
+    stuck_pod,
+    trouble_in,
 )
 from finetune_operator.plan import plan
 from finetune_operator.plan.names import selector, workload_name
@@ -173,6 +175,9 @@ class Reconciler:
             observed = replace(observed, refusal=refusal_in(await self._cluster.events_of(workload)))
         if workload is not None and job.spec.scheduling.queue is not None and is_suspended(workload):
             observed = replace(observed, eviction=eviction_in(await self._cluster.events_of(workload)))
+        stuck = stuck_pod(observed, self._clock())
+        if stuck is not None:
+            observed = replace(observed, trouble=trouble_in(await self._cluster.events_of(stuck)))
         pod = rank_zero(observed)
         if pod is None:
             self._progress.forget(key)

@@ -175,6 +175,18 @@ def be_stopped(context: Context) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def add_up_again(context: Context) -> None:
+    """Collectives without end."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    dist.barrier()
+    say(f"begun by process {os.getpid()}")
+    while True:
+        dist.all_reduce(torch.zeros(1))
+
+
 def report_and_wait(context: Context) -> None:
     reporter = context.reporter
     reporter.stage(Stage.TRAINING, "epoch 1")

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.contract import Cause, ExitCode
 from finetune_trainer.causes import Kind
-from finetune_trainer.heartbeat import Pulse, heartbeat_file
+from finetune_trainer.heartbeat import Heartbeat, heartbeat_file
 from finetune_trainer.progress import Reporter
 from finetune_trainer.stacks import Frame, main_stack, waits_for_peers
 from finetune_trainer.stalls import Shown, StallWatch, describe
@@ -82,7 +82,7 @@ class Clock:
 
 
 def a_watch(tmp_path: Path, clock: Clock, limits: list[float]) -> tuple[StallWatch, Reporter]:
-    reporter = Reporter(pulse=Pulse(heartbeat_file(tmp_path, 0)))
+    reporter = Reporter(heartbeat=Heartbeat(heartbeat_file(tmp_path, 0)))
     return StallWatch(tmp_path, [0], lambda: limits[0], clock=clock), reporter
 
 

@@ -69,3 +69,12 @@ def test_warnings_of_a_run_that_ended_well_are_in_its_last_word() -> None:
     assert few.warnings == warnings[-3:]
     all_ = TerminationMessage.from_wire(json.loads(encode(success_message(result, 1, Progress(warnings=["cut"])))))
     assert all_.warnings == ["cut"]
+
+
+def test_the_end_of_the_traceback_goes_along_as_far_as_there_is_room() -> None:
+    cause = CauseRecord(kind=Kind.OWN, exit_code=70, message="m", traceback="x" * 5000 + "KeyError")
+    word = failure_message(cause, 1, None)
+    assert word.log.endswith("KeyError")
+    crowded = word.model_copy(update={"warnings": ["w" * 500] * 7})
+    found = TerminationMessage.model_validate_json(encode(crowded))
+    assert (found.log.endswith("KeyError"), len(found.log)) == (True, 400)

@@ -209,6 +209,29 @@ async def test_the_checkpoint_of_the_last_word_is_in_status_after_a_restart() ->
     assert (await world.status())["checkpoint"]["step"] == 7
 
 
+async def test_a_node_on_which_pods_fail_again_is_avoided_where_there_is_another() -> None:
+    world = await gang(scheduling={"affinity": {"podAntiAffinity": {}}})
+    for times in (1, 2):
+        await kill_rank(world, 1)
+        await come_back(world, 25)
+        assert (await world.status())["nodeFailures"] == {"this-machine": times}
+        affinity = (await world.workload())["spec"]["template"]["spec"]["affinity"]
+        assert ("nodeAffinity" in affinity, affinity["podAntiAffinity"]) == (times == 2, {})
+    (term,) = affinity["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    field = {"key": "metadata.name", "operator": "NotIn", "values": ["this-machine"]}
+    assert term == {"weight": 100, "preference": {"matchFields": [field]}}
+
+
+async def test_a_node_is_not_blamed_for_evictions_and_lost_peers() -> None:
+    world = await gang()
+    await delete(world, 1, EVICTION)
+    await come_back(world, 2)
+    world.node.runtime.end((await pod_of(world, 0))["metadata"]["name"], 69, PEER_LOST)
+    await world.node.settle()
+    await come_back(world, 12)
+    assert (await world.status())["nodeFailures"] == {}
+
+
 async def test_a_gang_succeeds_after_an_incident() -> None:
     world = await gang()
     await kill_rank(world, 3)

@@ -159,8 +159,11 @@ class ApiServer:
         end = start + int(request.query.get("limit") or len(objects) or 1)
         metadata = {"resourceVersion": version, **({"continue": str(end)} if end < len(objects) else {})}
         if "PartialObjectMetadataList" in request.headers.get("Accept", ""):
-            objects = [{"metadata": obj["metadata"]} for obj in objects]
-        return web.json_response({"kind": kind.kind + "List", "metadata": metadata, "items": objects[start:end]})
+            # As the real one does: null where there is none.
+            items = [{"metadata": obj["metadata"]} for obj in objects[start:end]] or None
+        else:
+            items = objects[start:end]
+        return web.json_response({"kind": kind.kind + "List", "metadata": metadata, "items": items})
 
     async def _create(self, request: web.Request, kind: Kind, namespace: str | None) -> web.StreamResponse:
         obj = await request.json()

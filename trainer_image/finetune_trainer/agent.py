@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch.distributed.elastic.agent.server.api import (
 from finetune_api.job import FineTuneJob
 from finetune_trainer.causes import CauseRecord
 from finetune_trainer.diagnosis import PeersLostError
+from finetune_trainer.pulse import Pulse
 from finetune_trainer.rendezvous import GangRendezvous
 from finetune_trainer.runtime import Pod, result_file
 from finetune_trainer.stop_signals import StopSignals
@@ -52,6 +52,7 @@ class GangAgent(SimpleElasticAgent):
         # All pods have the same number of ranks, so that no exchange is needed to number them.
         os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
         self._pod, self._workers, self._stop = pod, workers, stop
+        self._pulse: Pulse | None = None
         self._supervision = Supervision(pod, job, workers, stop, self._hear)
         self._moves = 0
 
@@ -61,17 +62,23 @@ class GangAgent(SimpleElasticAgent):
         return self._supervision.stalled
 
     def _hear(self, moved: bool) -> bool:
-        """Whether a rank of the gang has made progress since this was asked last; all pods count in the store."""
-        if self._pod.nodes == 1:
+        """Whether a rank of the gang has made progress since this was asked last."""
+        if self._pulse is None:
             return moved
-        try:
-            moves = self._store.add("moves", int(moved))
-        except RuntimeError as error:
-            # Index 0 is gone, which the workers notice sooner or, if they hang, never.
-            print(f"nothing is heard of the other pods: {error}", file=sys.stderr, flush=True)
-            return moved
-        known, self._moves = self._moves, moves
-        return moves != known
+        if moved:
+            self._pulse.tell_move()
+        known, self._moves = self._moves, self._pulse.moves
+        return moved or self._moves != known
+
+    def _listen(self) -> None:
+        """Stop with the first pod that is asked to; give up when one is dead. Raises PeersLostError."""
+        if self._pulse is None:
+            return
+        if self._pulse.stopped and not self._stop.count:
+            self._supervision.stop_with_peers()
+        lost = self._pulse.lost()
+        if lost is not None:
+            raise PeersLostError(lost)
 
     def _give_up_early(self) -> None:
         if self._workers.poll():
@@ -80,6 +87,8 @@ class GangAgent(SimpleElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         # From here on a signal is forwarded: the workers may have something to save.
         self._stop.defer()
+        if self._pod.nodes > 1:
+            self._pulse = Pulse(self._pod, worker_group.master_addr, int(worker_group.master_port))
         return {worker.local_rank: self._release(worker, worker_group) for worker in worker_group.workers}
 
     def _release(self, worker: Any, group: WorkerGroup) -> int:
@@ -101,8 +110,15 @@ class GangAgent(SimpleElasticAgent):
         return self._workers.release(worker.local_rank, {name: str(value) for name, value in env.items()})
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        if self._pulse is not None and self._stop.count:
+            self._pulse.tell_stop()
+        finding = self._supervision.look()
+        if finding is Finding.RUNNING:
+            self._listen()
+        elif self._pulse is not None:
+            self._pulse.end()
         ranks = [worker.global_rank for worker in worker_group.workers]
-        return RunResult(state=STATES[self._supervision.look()], return_values=dict.fromkeys(ranks))
+        return RunResult(state=STATES[finding], return_values=dict.fromkeys(ranks))
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._supervision.settle()

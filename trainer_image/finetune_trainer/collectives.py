@@ -6,6 +6,7 @@ connection of the others, which the agent tells from an error of their own.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,9 +36,26 @@ def assemble(context: Context, *, cuda: bool) -> None:
     """
     if context.world_size == 1 or dist.is_initialized():
         return
+    _await_peers(context)
     if cuda:
         torch.cuda.set_device(context.local_rank)
     dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", timeout=TIMEOUT)
+
+
+def _await_peers(context: Context) -> None:
+    """Wait where the request to stop is heard, for those that still prepare; inside of torch it is not.
+
+    Raises:
+        StoppedError: it came.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    here = f"assembled-{context.attempt}"
+    store.add(here, 1)
+    while store.add(here, 0) < context.world_size:
+        context.stop.check()
+        context.reporter.beat()
+        time.sleep(POLL_SECONDS)
 
 
 def first_says(say: Callable[[], T]) -> T:

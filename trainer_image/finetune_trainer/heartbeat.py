@@ -14,7 +14,7 @@ def heartbeat_file(scratch: Path, rank: int) -> Path:
     return scratch / "heartbeats" / f"rank-{rank}"
 
 
-class Pulse:
+class Heartbeat:
     """Counts the beats of this process in a file that others may read at any time, even when this one hangs in C."""
 
     def __init__(self, file: Path) -> None:

@@ -46,11 +46,16 @@ class Loaded:
     @property
     def weightless(self) -> bool:
         """Whether the model has shapes alone (the meta device): it can be looked at, but not run."""
-        return self.model.device.type == "meta"
+        return is_weightless(self.model)
 
     def is_fresh(self, parameter: str) -> bool:
         """Whether a parameter, by its name in the model, belongs to a fresh module."""
         return lies_in(parameter, self.fresh)
+
+
+def is_weightless(model: PreTrainedModel) -> bool:
+    """Whether a model has shapes alone, but for what is new to it; it is looked at, or gets its numbers later."""
+    return any(parameter.is_meta for parameter in model.parameters())
 
 
 def lies_in(parameter: str, modules: Iterable[str]) -> bool:

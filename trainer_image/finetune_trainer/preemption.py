@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ EXIT_SECONDS = 10.0
 """Kept back from the grace period for the agent: it ends the workers and writes the last word of the pod."""
 HURRY_SECONDS = 5.0
 """What is left to the workers after a second request to stop."""
+VOTE_TIMEOUT = timedelta(hours=1)
+"""A vote waits for the slowest rank's step. Dead peers break it at once, or the agents notice and end the ranks."""
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>."""
 
@@ -83,7 +86,7 @@ class StopFlag:
         import torch.distributed as dist
 
         if self._group is None:
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=VOTE_TIMEOUT)
         votes = torch.tensor([int(self.requested)])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group)
         if votes.item() and not self.requested:

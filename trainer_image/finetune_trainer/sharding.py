@@ -26,6 +26,7 @@ from torch.distributed.fsdp import (
 from finetune_trainer.collectives import all_say, first_says
 from finetune_trainer.gathering import put
 from finetune_trainer.learning import let_go
+from finetune_trainer.loaded import is_weightless
 from finetune_trainer.structure import Structure
 from finetune_trainer.structure.modules import is_batch_norm
 
@@ -68,7 +69,7 @@ def shard(model: PreTrainedModel, options: FsdpOptions, compute: Compute, contex
         model: the same on all ranks, on the CPU; its shards end up on the devices. Where it has shapes alone it gets
             the numbers of rank 0.
     """
-    lacking = any(parameter.is_meta for parameter in model.parameters())
+    lacking = is_weightless(model)
     handed_out = any(all_say(lacking))
     if handed_out:
         _hold_alike(model)

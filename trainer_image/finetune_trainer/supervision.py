@@ -49,6 +49,7 @@ class Supervision:
         self.stalled: CauseRecord | None = None
         self._deadline: float | None = None
         self._forwarded = 0
+        self._stopped_with_peers = False
 
     def look(self) -> Finding:
         """Forward what was asked since the last look, and see how the workers are."""
@@ -60,6 +61,14 @@ class Supervision:
             return self._keep_waiting(ended)
         return Finding.FAILED if any(ended.values()) else Finding.SUCCEEDED
 
+    def stop_with_peers(self) -> None:
+        """Another pod of the gang was asked to stop: its ranks leave, so these must, wherever they are now."""
+        if self._deadline is None:
+            print("another pod was asked to stop; the workers save and leave", file=sys.stderr, flush=True)
+            self._stopped_with_peers = True
+            self._workers.terminate()
+            self._allow(stop_budget(self._pod.grace_seconds))
+
     def settle(self) -> None:
         """End what is left: after a failure the peers may say what they saw, after the deadline nothing more."""
         if not self._late() and self.stalled is None:
@@ -70,7 +79,9 @@ class Supervision:
         if self._stop.count > self._forwarded:
             self._forwarded = self._stop.count
             print("asked to stop; the workers save and leave", file=sys.stderr, flush=True)
-            self._workers.terminate()
+            # Once is a request, twice is a hurry: that the peers came first must not make it one.
+            if not (self._stopped_with_peers and self._forwarded == 1):
+                self._workers.terminate()
             self._allow(stop_budget(self._pod.grace_seconds) if self._forwarded == 1 else HURRY_SECONDS)
 
     def _keep_waiting(self, ended: Mapping[int, int]) -> Finding:

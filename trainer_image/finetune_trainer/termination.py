@@ -13,6 +13,8 @@ from finetune_trainer.causes import CauseRecord
 
 FEW_WARNINGS = 3
 MAX_METRICS = 8
+LOG_CHARACTERS = 1500
+SHORT_LOG_CHARACTERS = 400
 """What is kept of each set of metrics when room is short; the bucket's result.json has all of them."""
 
 
@@ -24,6 +26,7 @@ def failure_message(cause: CauseRecord, attempt: int, reached: Progress | None) 
         cause=contract.CAUSE_OF_EXIT_CODE[cause.exit_code],
         message=cause.message,
         advice=cause.advice,
+        log=cause.traceback[-LOG_CHARACTERS:],
         rank=cause.rank,
         attempt=attempt,
         step=reached.step,
@@ -55,7 +58,7 @@ def encode(message: TerminationMessage) -> bytes:
         data = message.model_dump_json(by_alias=True, exclude_none=True).encode()
         if len(data) <= MAX_TERMINATION_BYTES:
             return data
-    bare = message.model_copy(update={"result": None, "metrics": {}, "checkpoint": None, "warnings": []})
+    bare = message.model_copy(update={"result": None, "metrics": {}, "checkpoint": None, "warnings": [], "log": ""})
     return bare.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
@@ -91,6 +94,15 @@ def _without_versions(message: TerminationMessage) -> TerminationMessage:
     return _with_result(message, versions={})
 
 
+def _shorter_log(message: TerminationMessage) -> TerminationMessage:
+    """The end of a traceback names the error and its place."""
+    return message.model_copy(update={"log": message.log[-SHORT_LOG_CHARACTERS:]})
+
+
+def _without_log(message: TerminationMessage) -> TerminationMessage:
+    return message.model_copy(update={"log": ""})
+
+
 def _fewer_warnings(message: TerminationMessage) -> TerminationMessage:
     """Whole ones: by its text the operator knows which it has told already."""
     return message.model_copy(update={"warnings": message.warnings[-FEW_WARNINGS:]})
@@ -120,8 +132,8 @@ def _much_shorter_words(message: TerminationMessage) -> TerminationMessage:
 
 
 SHORTER = (
-    *(_unchanged, _without_versions, _fewer_warnings, _fewer_metrics, _without_warnings, _shorter_words),
-    _much_shorter_words,
+    *(_unchanged, _without_versions, _shorter_log, _fewer_warnings, _fewer_metrics, _without_log, _without_warnings),
+    *(_shorter_words, _much_shorter_words),
 )
 """One after the other, until it fits."""
 

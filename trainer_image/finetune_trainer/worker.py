@@ -20,7 +20,7 @@ from finetune_api.job import FineTuneJob
 from finetune_trainer.causes import CauseRecord, Kind, cause_file, reserve_cause_file, traceback_file, write_cause
 from finetune_trainer.diagnosis import classify
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.heartbeat import Pulse, heartbeat_file
+from finetune_trainer.heartbeat import Heartbeat, heartbeat_file
 from finetune_trainer.preemption import StopFlag, die_with_parent, tame_forked_children
 from finetune_trainer.progress import Reporter
 from finetune_trainer.progress_server import serve
@@ -76,7 +76,7 @@ def main() -> NoReturn:
             os.environ.pop(name, None)
     _prepare_streams(pod.world_size, rank)
     reserve_cause_file(cause_file(pod.scratch, rank))
-    reporter = Reporter(pod.attempt, rank, progress_file(pod.scratch), Pulse(heartbeat_file(pod.scratch, rank)))
+    reporter = Reporter(pod.attempt, rank, progress_file(pod.scratch), Heartbeat(heartbeat_file(pod.scratch, rank)))
     code = 0
     try:
         _run(entrypoint, channel, stop, reporter)

@@ -145,7 +145,8 @@ class KubernetesCluster:
         page = {**query, "limit": str(PAGE)}
         while True:
             answer = await self._send("GET", _path(kind, namespace), page, accept=accept)
-            for item in answer["items"]:
+            # Without objects a list of metadata alone says null instead of an empty list.
+            for item in answer["items"] or ():
                 # Items of a list come without these two; the port promises them.
                 yield {**item, "apiVersion": kind.api_version, "kind": kind.kind}
             token = answer["metadata"].get("continue")

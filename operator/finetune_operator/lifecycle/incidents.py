@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from finetune_api.contract import Cause
 from finetune_api.status import Incident, Phase, Restarts
-from finetune_operator.failures import Failure
+from finetune_operator.failures import Failure, Rank
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Delete, Notice, Situation, Suspend
 from finetune_operator.lifecycle.ending import fail
 from finetune_operator.lifecycle.start import start_next
 from finetune_operator.lifecycle.text import with_log
 from finetune_operator.observed import current_pods, is_suspended, torn_down, tracked_failures, uid
 
+MAX_NODES = 64
+"""The schema's bound of status.nodeFailures; the oldest are forgotten."""
 COUNTERS = {
     Cause.DISRUPTION: "disruption",
     Cause.INFRASTRUCTURE: "infrastructure",
@@ -43,10 +45,22 @@ def open_incident(situation: Situation, failure: Failure) -> Decision:
     )
     counted = _counted(situation.status.restarts, failure.cause) if retry else situation.status.restarts
     phase = Phase.RESTARTING if retry else situation.status.phase
-    status = situation.to(phase, incident.cause, _stopping(incident), incident=incident, restarts=counted)
+    nodes = nodes_with(situation.status.node_failures, failure)
+    changes = {"incident": incident, "restarts": counted, "node_failures": nodes}
+    status = situation.to(phase, incident.cause, _stopping(incident), **changes)
     told = with_log(f"{incident.cause}: {failure.message}", failure.log)
     events = (Notice("Restarting", told, warning=True),) if retry else ()
     return Decision(status, events=events, requeue_after=0.0)
+
+
+def nodes_with(known: dict[str, int], failure: Failure) -> dict[str, int]:
+    """Failures by node, with this one where it speaks against its node: a lost peer or a bucket that is away does not,
+    nor does what was taken away on purpose."""
+    guilty = failure.cause in (Cause.INFRASTRUCTURE, Cause.STALLED) and failure.rank is not Rank.PEER
+    if not guilty or not failure.node:
+        return known
+    others = {node: times for node, times in known.items() if node != failure.node}
+    return dict([*others.items(), (failure.node, known.get(failure.node, 0) + 1)][-MAX_NODES:])
 
 
 def handle_incident(situation: Situation, incident: Incident) -> Decision:

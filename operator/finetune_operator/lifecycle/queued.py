@@ -11,7 +11,7 @@ from __future__ import annotations
 from finetune_api.contract import Cause
 from finetune_api.status import ConditionType, Incident, Phase
 from finetune_operator.failures import Failure
-from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Delete, Remove, Situation, Suspend
+from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Delete, Free, Remove, Situation, Suspend
 from finetune_operator.lifecycle.incidents import open_incident
 from finetune_operator.lifecycle.start import start_next, still_there
 from finetune_operator.observed import (
@@ -20,6 +20,7 @@ from finetune_operator.observed import (
     is_deleting,
     is_suspended,
     live_pods,
+    lost_pods,
     uid,
     workload_attempt,
 )
@@ -76,6 +77,9 @@ def _clear(situation: Situation) -> Decision | None:
     ]
     if left := tuple(pod for pod in old if not is_deleting(pod)):
         return Decision(situation.status, Remove(left))
+    if lost := tuple(pod for pod in lost_pods(situation.observed, situation.now) if pod in old):
+        # What takes their place is of another attempt, by which they are fenced off.
+        return Decision(situation.status, Free(lost))
     if not old:
         return None
     text = f"Waiting for {still_there(situation.observed)}"

@@ -23,6 +23,10 @@ def follow(situation: Situation) -> Decision:
     held_up = obstacle(pods)
     if held_up is not None:
         return Decision(situation.to(Phase.STARTING, held_up.reason, held_up.message))
+    trouble = situation.observed.trouble
+    if trouble is not None:
+        text = f"A pod has a node but cannot start: {trouble.message}"
+        return Decision(situation.to(Phase.STARTING, trouble.reason, text), requeue_after=REFUSED_SECONDS)
     refusal = situation.observed.refusal
     if not pods and refusal is not None:
         text = f"The cluster refuses the pods: {refusal}"

@@ -10,6 +10,7 @@ from finetune_operator.cluster.port import Object
 from finetune_operator.plan.environment import environment
 from finetune_operator.plan.fabric import network_devices, network_rights
 from finetune_operator.plan.names import labels, workload_name
+from finetune_operator.plan.nodes import affinity
 from finetune_operator.plan.volumes import volumes
 from finetune_operator.settings import Settings
 
@@ -50,7 +51,7 @@ def _pod_spec(job: FineTuneJob, settings: Settings) -> Object:
         "serviceAccountName": storage.service_account_name,
         "priorityClassName": scheduling.priority_class_name,
         "schedulerName": scheduling.scheduler_name,
-        "affinity": scheduling.affinity,
+        "affinity": affinity(job),
         "imagePullSecrets": _pull_secrets(job, settings),
     }
     return _present(spec)

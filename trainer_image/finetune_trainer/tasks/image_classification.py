@@ -13,6 +13,7 @@ from finetune_trainer.data.images.preparation import PreparedImages, prepare_ima
 from finetune_trainer.data.images.processor import load_image_processor
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation.targets import OneClass
+from finetune_trainer.loaded import is_weightless
 from finetune_trainer.model import FIELD
 from finetune_trainer.tasks.base import Inputs
 from finetune_trainer.tasks.head import HeadTask, HeadTrainer
@@ -90,7 +91,8 @@ class ImageClassificationTask(HeadTask):
         self, model: PreTrainedModel, arguments: TrainingArguments, callbacks: list[TrainerCallback]
     ) -> HeadTrainer:
         trainer = super().trainer(model, arguments, callbacks)
-        self._try(trainer)
+        if not is_weightless(model):
+            self._try(trainer)
         return trainer
 
     def _try(self, trainer: HeadTrainer) -> None:

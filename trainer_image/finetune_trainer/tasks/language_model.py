@@ -19,6 +19,7 @@ from finetune_trainer.data.stream import Stream
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.answers import answers
 from finetune_trainer.evaluation.held_out import TokenMeter
+from finetune_trainer.loaded import is_weightless
 from finetune_trainer.model import (
     check_positions,
     load_tokenizer,
@@ -82,7 +83,7 @@ class LanguageModelTask(Task):
     def finish(self, model: PreTrainedModel) -> None:
         """Let generation end where answers end, and make sure that the documents of a pack are kept apart."""
         model.generation_config.eos_token_id = ends_of(model, self.prepared.eos_token_ids)
-        if self.prepared.packed and model.device.type != "meta":
+        if self.prepared.packed and not is_weightless(model):
             verify_isolation(model)
 
     def arguments(self, common: dict[str, Any], compute: Compute) -> SFTConfig:

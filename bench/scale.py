@@ -1,0 +1,389 @@
+"""The operator with thousands of jobs on a real API server: `KUBECONFIG=... python -m bench.scale [JOBS]`.
+
+The server behind KUBECONFIG may be an API server and etcd alone; best it is thrown away afterwards. This process plays
+the users, who create the jobs, and Job controller and kubelet, who make pods and let them run and end. Measured are
+
+- from the first job to the last first status, beside a plain loop that makes the same API writes (FineTuneJob,
+  ConfigMap, Service, NetworkPolicy, Job, status) with the same client and concurrency, from finished manifests;
+- from a pod's change to the status that tells of it, when all pods begin to run at once;
+- API writes per job until success, the operator's memory, and its CPU time while all jobs run and report the same;
+- from SIGKILL of the leader to the next status that its successor writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+import os
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from tests.chart.rendering import environment
+from tests.e2e.cluster import install_crd, kubectl
+from tests.e2e.operating import result_of
+
+from bench.common import report
+from finetune_api.contract import PROGRESS_PORT
+from finetune_api.job import FineTuneJob
+from finetune_operator.cluster.kubernetes import KubernetesCluster, connect, load_configuration
+from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Object
+from finetune_operator.plan import plan
+from finetune_operator.settings import load
+
+ROOT = Path(__file__).resolve().parents[1]
+CONCURRENCY = 8
+"""As many requests at a time as the operator has workers."""
+IDLE_SECONDS = 30.0
+PATIENCE = 1800.0
+POD_ADDRESS = "127.0.0.1"
+
+
+def job(namespace: str, name: str) -> Object:
+    return {
+        "apiVersion": FINE_TUNE_JOB.api_version,
+        "kind": FINE_TUNE_JOB.kind,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "task": {"type": "Instruction"},
+            "model": {"uri": "s3://models/m"},
+            "dataset": {"uri": "s3://data/d.jsonl"},
+            "strategy": {"type": "LoRA"},
+            "output": {"uri": f"s3://out/{name}"},
+            "scheduling": {"schedulerName": "nobody"},
+        },
+    }
+
+
+async def each(names: Iterable[str], work: Callable[[str], Awaitable[object]]) -> None:
+    """CONCURRENCY at a time."""
+    waiting = iter(names)
+
+    async def worker() -> None:
+        for name in waiting:
+            await work(name)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CONCURRENCY):
+            group.create_task(worker())
+
+
+class Operator:
+    """A process as the chart would start it, without the chart's bounds."""
+
+    def __init__(self, namespace: str, lease: str = "", port: int = 18080) -> None:
+        self.port = port
+        settings = {
+            **environment({"watch": {"namespaces": [namespace]}}),
+            "FINETUNE_OPERATOR_HTTP_PORT": str(port),
+            "FINETUNE_OPERATOR_LEASE": lease,
+            "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("crds", "operator")),
+        }
+        self.settings = load([], settings)
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        command = [sys.executable, "-m", "finetune_operator.main"]
+        self.process = subprocess.Popen(command, env={**os.environ, **settings}, stderr=self.log)
+
+    async def ready(self) -> None:
+        await until(lambda: self._get("/readyz") is not None)
+
+    def _get(self, path: str) -> str | None:
+        if self.process.poll() is not None:
+            self.log.seek(0)
+            raise RuntimeError(f"the operator has ended: {self.log.read().decode()[-4000:]}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return None
+
+    def figures(self) -> dict[str, float]:
+        lines = [line for line in (self._get("/metrics") or "").splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    def writes(self) -> int:
+        return sum(
+            int(value)
+            for name, value in self.figures().items()
+            if name.startswith("finetune_operator_api_requests_total") and 'method="GET"' not in name
+        )
+
+    def phase(self, name: str) -> int:
+        return int(self.figures().get(f'finetune_operator_jobs{{phase="{name}"}}', 0))
+
+    def memory_mib(self) -> float:
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS")) / 1024
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.wait(60)
+
+
+async def until(true: Callable[[], object], seconds: float = PATIENCE, pause: float = 0.25) -> None:
+    """Until it is so; raises TimeoutError after `seconds`."""
+    async with asyncio.timeout(seconds):
+        while not await asyncio.to_thread(true):  # noqa: ASYNC110 - what other processes do has no event here
+            await asyncio.sleep(pause)
+
+
+@contextlib.contextmanager
+def namespace() -> Any:
+    name = f"bench-{secrets.token_hex(3)}"
+    kubectl("create", "namespace", name)
+    # An API server alone has no controller that makes it, and takes no pod without it; another may have been faster.
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}}
+    kubectl("apply", "-f", "-", stdin=account)
+    try:
+        yield name
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+
+
+# --- the plain loop --------------------------------------------------------------------------------------------------
+
+
+async def plain_loop(cluster: KubernetesCluster, names: list[str], status: Object) -> float:
+    """Seconds for the same writes without an operator."""
+    with namespace() as where:
+        # Rendered once: what the operator thinks before it writes is what it is measured for.
+        settings = load([], environment({"watch": {"namespaces": [where]}}))
+        manifests = plan(FineTuneJob.from_wire(job(where, "NAME") | {"status": {}}), settings).all()
+        text = json.dumps(manifests)
+
+        async def write(name: str) -> None:
+            created = await cluster.create(job(where, name))
+            uid = created["metadata"]["uid"]
+            for manifest in json.loads(text.replace("NAME", name)):
+                manifest["metadata"]["ownerReferences"][0]["uid"] = uid
+                await cluster.create(manifest)
+            version = created["metadata"]["resourceVersion"]
+            patch = [
+                {"op": "test", "path": "/metadata/resourceVersion", "value": version},
+                {"op": "add", "path": "/status", "value": status},
+            ]
+            await cluster.patch(FINE_TUNE_JOB, Key(where, name), patch, "status")
+
+        begin = time.monotonic()
+        await each(names, write)
+        return time.monotonic() - begin
+
+
+# --- Job controller and kubelet --------------------------------------------------------------------------------------
+
+
+class Pods:
+    """One pod for each Job, in the phases that the bench wishes."""
+
+    def __init__(self, cluster: KubernetesCluster, where: str) -> None:
+        self._cluster = cluster
+        self._where = where
+        self.changed: dict[str, float] = {}
+
+    async def create(self, name: str) -> None:
+        workload = await self._cluster.read(JOB, Key(self._where, name))
+        assert workload is not None
+        template = copy.deepcopy(workload["spec"]["template"])
+        metadata = template["metadata"]
+        index = {"batch.kubernetes.io/job-completion-index": "0"}
+        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": workload["metadata"]["uid"]}
+        await self._cluster.create({
+            "apiVersion": POD.api_version, "kind": POD.kind,
+            "metadata": {
+                "name": f"{name}-0", "namespace": self._where, "ownerReferences": [{**owner, "controller": True}],
+                "labels": {**metadata["labels"], **index}, "annotations": {**metadata["annotations"], **index},
+            },
+            "spec": template["spec"],
+        })  # fmt: skip
+
+    async def run(self, name: str) -> None:
+        await self._set(name, "Running", {"running": {"startedAt": _now()}})
+
+    async def succeed(self, name: str) -> None:
+        ended = {"exitCode": 0, "reason": "Completed", "message": result_of(name), "finishedAt": _now()}
+        await self._set(name, "Succeeded", {"terminated": ended})
+        done = [
+            {"type": kind, "status": "True", "reason": "CompletionsReached", "lastTransitionTime": _now()}
+            for kind in ("SuccessCriteriaMet", "Complete")
+        ]
+        status = {
+            "conditions": done, "succeeded": 1, "completedIndexes": "0", "startTime": _now(), "completionTime": _now(),
+            "uncountedTerminatedPods": {},
+        }  # fmt: skip
+        patch = [{"op": "add", "path": "/status", "value": status}]
+        await self._cluster.patch(JOB, Key(self._where, name), patch, "status")
+
+    async def _set(self, name: str, phase: str, state: Object) -> None:
+        container = {
+            "name": "trainer", "image": "x", "imageID": "x", "ready": "running" in state, "restartCount": 0,
+            "state": state,
+        }  # fmt: skip
+        status = {
+            "phase": phase,
+            "podIP": POD_ADDRESS,
+            "podIPs": [{"ip": POD_ADDRESS}],
+            "containerStatuses": [container],
+        }
+        await self._cluster.patch(
+            POD, Key(self._where, f"{name}-0"), [{"op": "add", "path": "/status", "value": status}], "status"
+        )
+        self.changed[name] = time.monotonic()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@contextlib.asynccontextmanager
+async def answering_pods() -> AsyncIterator[None]:
+    """All trainers at one address; they report the same again and again."""
+
+    async def progress(_: web.Request) -> web.Response:
+        return web.Response(text='{"stage": "Training", "step": 7, "totalSteps": 100}')
+
+    app = web.Application()
+    app.router.add_get("/progress", progress)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, POD_ADDRESS, PROGRESS_PORT).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def statuses(where: str, phase: str, seen: dict[str, float]) -> None:
+    """Note when the status of each job first tells of a phase, until cancelled; by a watch of our own."""
+    command = ["kubectl", "-n", where, "get", "ftj", "-w", "--no-headers", "-o"]
+    columns = "custom-columns=NAME:.metadata.name,PHASE:.status.phase"
+    process = await asyncio.create_subprocess_exec(*command, columns, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        async for line in process.stdout:
+            name, found, *_ = line.decode().split()
+            if found == phase:
+                seen.setdefault(name, time.monotonic())
+    finally:
+        process.kill()
+        await process.wait()
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+async def scale(cluster: KubernetesCluster, count: int) -> None:
+    names = [f"job-{number}" for number in range(count)]
+    with namespace() as where:
+        operator = Operator(where)
+        try:
+            await operator.ready()
+            await asyncio.sleep(2)
+            empty = operator.memory_mib()
+            begin = time.monotonic()
+            await each(names, lambda name: cluster.create(job(where, name)))
+            created = time.monotonic() - begin
+            await until(lambda: operator.phase("Starting") == count)
+            started = time.monotonic() - begin
+            first = await cluster.read(FINE_TUNE_JOB, Key(where, names[0]))
+            assert first is not None
+            figures = await live(operator, Pods(cluster, where), where, names)
+        finally:
+            operator.end()
+    loop = await plain_loop(cluster, names, first["status"])
+    report(
+        "scale",
+        jobs=count,
+        seconds_to_create=created,
+        seconds_to_first_statuses=started,
+        seconds_of_plain_loop=loop,
+        ratio=started / loop,
+        limit_ratio=1.3,
+        memory_mib_without_jobs=empty,
+        limit_memory_mib=160 + 20 / 1024 * count,
+        limit_writes_per_job=8,
+        **figures,
+    )
+
+
+async def live(operator: Operator, pods: Pods, where: str, names: list[str]) -> dict[str, float]:
+    """All jobs begin to run, run, and succeed."""
+    await each(names, pods.create)
+    seen: dict[str, float] = {}
+    watching = asyncio.create_task(statuses(where, "Running", seen))
+    async with answering_pods():
+        await asyncio.sleep(2)
+        await each(names, pods.run)
+        await until(lambda: len(seen) == len(names))
+        watching.cancel()
+        late = sorted(seen[name] - pods.changed[name] for name in names)
+        # Every trainer has been asked once, so that what follows is rest.
+        await asyncio.sleep(len(names) / operator.settings.progress_reads_per_second + 45)
+        before = operator.cpu_seconds()
+        await asyncio.sleep(IDLE_SECONDS)
+        idle, memory = (operator.cpu_seconds() - before) / IDLE_SECONDS, operator.memory_mib()
+    begin = time.monotonic()
+    await each(names, pods.succeed)
+    await until(lambda: operator.phase("Succeeded") == len(names))
+    return {
+        "median_seconds_pod_to_status": statistics.median(late),
+        "p99_seconds_pod_to_status": late[int(len(late) * 0.99)],
+        "idle_cpu_cores": idle,
+        "memory_mib": memory,
+        "seconds_to_succeed": time.monotonic() - begin,
+        "writes_per_job": operator.writes() / len(names),
+    }
+
+
+async def failover(cluster: KubernetesCluster) -> None:
+    """The leader is killed while jobs come in."""
+    with namespace() as where:
+        replicas = [Operator(where, lease=f"{where}/finetune", port=18081 + number) for number in range(2)]
+        try:
+            for replica in replicas:
+                await replica.ready()
+            await until(lambda: any(replica.figures().get("finetune_operator_leader") for replica in replicas), 60)
+            leader = next(one for one in replicas if one.figures().get("finetune_operator_leader"))
+            successor = next(one for one in replicas if one is not leader)
+            leader.end(signal.SIGKILL)
+            killed = time.monotonic()
+            await cluster.create(job(where, "after"))
+            await until(lambda: successor.phase("Starting") == 1, 60, pause=0.05)
+            report("failover", seconds=time.monotonic() - killed, limit_seconds=20)
+        finally:
+            for replica in replicas:
+                replica.end()
+
+
+async def measure(count: int) -> None:
+    install_crd()
+    async with connect(await load_configuration()) as cluster:
+        await scale(cluster, count)
+        await failover(cluster)
+
+
+def main() -> int:
+    if not os.environ.get("KUBECONFIG"):
+        print("bench.scale: left out, since KUBECONFIG names no cluster", file=sys.stderr)
+        return 0
+    asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 1000))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
