@@ -54,8 +54,8 @@ class ProgressPoller:
         """The newest answer of this pod; a pod that is new is asked as soon as the rate allows."""
         watched = self._watched.get(key)
         if watched is None or uid(watched.pod) != uid(pod):
-            watched = self._watched[key] = _Watched(pod, self._clock(), self._clock())
-        watched.pod = pod
+            watched = self._watched[key] = _Watched(_address(pod), self._clock(), self._clock())
+        watched.pod = _address(pod)
         return watched.progress
 
     def silence(self, key: Key) -> float:
@@ -96,3 +96,12 @@ class ProgressPoller:
         if progress != watched.progress:
             watched.progress = progress
             self._changed(key)
+
+
+def _address(pod: Object) -> Object:
+    """What it takes to ask a pod: the whole of it is some 40 KiB here, and stays as long as its job runs."""
+    metadata = pod["metadata"]
+    return {
+        "metadata": {"name": metadata["name"], "uid": metadata["uid"]},
+        "status": {"podIP": (pod.get("status") or {}).get("podIP")},
+    }
