@@ -50,7 +50,7 @@ def test_a_process_that_answers_no_signal_is_told_by_its_state(start_pod: StartP
 
 def test_of_two_pods_the_one_with_the_culprit_fails_and_the_other_waits_to_be_stopped(start_pod: StartPod) -> None:
     first, second = start_gang(start_pod, "hanging:hang_in_a_lock", stall=3)
-    assert second.exit_code() == ExitCode.STALLED
+    assert second.exit_code(120) == ExitCode.STALLED
     assert second.message.rank == 1
     first.line("waits for the request to stop")
     first.stop()
@@ -67,7 +67,7 @@ def test_a_rank_in_the_backward_pass_waits_for_the_one_that_never_came(start_pod
 
 def test_ranks_that_wait_for_one_that_makes_progress_have_not_stalled(start_pod: StartPod) -> None:
     first, second = start_gang(start_pod, "hanging:work_alone_while_the_others_wait", stall=3)
-    assert (first.exit_code(), second.exit_code()) == (ExitCode.OK, ExitCode.OK)
+    assert (first.exit_code(120), second.exit_code(120)) == (ExitCode.OK, ExitCode.OK)
 
 
 # --- without processes -----------------------------------------------------------------------------------------------

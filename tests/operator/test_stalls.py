@@ -22,7 +22,7 @@ def a_progress(age: float = 0.0, **fields: Any) -> Progress:
 
 
 def look(what: Any, progress: Progress | None, silence: float = 0.0) -> Decision:
-    return decide(what, Observed(workload(), (pod(),), progress, silence), NOW, SETTINGS)
+    return decide(what, Observed(workload=workload(), pods=(pod(),), progress=progress, silence=silence), NOW, SETTINGS)
 
 
 def stalled(status: FineTuneJobStatus) -> str:
