@@ -302,6 +302,11 @@ def replaces_nothing(workload: Object | None) -> bool:
     return is_suspended(workload) and condition(workload, "Suspended") is not None
 
 
+def has_completed_index(workload: Object) -> bool:
+    """Whether the Job counts a pod as done for good."""
+    return bool((workload.get("status") or {}).get("completedIndexes"))
+
+
 def has_start_time(workload: Object) -> bool:
     return bool((workload.get("status") or {}).get("startTime"))
 

@@ -15,6 +15,7 @@ from finetune_api.job import FineTuneJob, StrategyType
 from tests.support import gangs
 from tests.support.images import an_image_job
 from tests.support.jobs import a_job, run
+from tests.support.models import save_tiny_llama
 from tests.trainer.gang_entries import STOPPED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -38,6 +39,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Instruction",
         {"hyperparameters": {"layerDecay": 0.8, "maxSteps": 12}, "unfreezing": {"everySteps": 4}},
     ),
+    "tied": ("Full", "Instruction", {"hyperparameters": {"maxSteps": 10}, "tied": True}),
     "streamed": (
         "LoRA",
         "Instruction",
@@ -111,6 +113,8 @@ def gang_job(root: Path, ranks: int, case: tuple[str, str, dict[str, Any]], **mo
     spec = {**PLAIN, "resources": {"processesPerNode": ranks}, **spec, **more}
     if strategy == "Partial":
         spec["select"] = {"layers": {"last": 1}}
+    if spec.pop("tied", False):
+        save_tiny_llama(root / "model", tie_word_embeddings=True)
     micro_steps = spec.get("hyperparameters", {}).get("gradientAccumulationSteps", 1)
     hyper = {
         "epochs": 100,

@@ -31,6 +31,7 @@ from finetune_trainer.workers import Workers
 
 FAREWELL_SECONDS = 30.0
 """How long index 0 waits after its success for the others to hear of it."""
+HURRIED_FAREWELL_SECONDS = 5.0
 ROLE = "trainer"
 STATES = {
     Finding.RUNNING: WorkerState.HEALTHY,
@@ -143,8 +144,12 @@ class GangAgent(SimpleElasticAgent):
         if not result_file(self._pod.scratch).exists():
             return
         store.set("delivered", "1")
-        until = time.monotonic() + FAREWELL_SECONDS
-        while store.add("heard", 0) < nodes - 1 and time.monotonic() < until and not self._stop.count:
+        begun = time.monotonic()
+        while store.add("heard", 0) < nodes - 1:
+            # Asked to stop, it still owes them the word: they would count it as lost, and start all over.
+            patience = HURRIED_FAREWELL_SECONDS if self._stop.count else FAREWELL_SECONDS
+            if time.monotonic() - begun > patience:
+                return
             time.sleep(MONITOR_SECONDS)
 
     def _await_delivery(self, store: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_trainer import verification
-from finetune_trainer.gathering import gathered, put, trainable_state
+from finetune_trainer.gathering import put, trainable_state, whole
 from finetune_trainer.model import Source
 from finetune_trainer.storage import Store
 from finetune_trainer.strategies.base import AdapterStrategy, save_model
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 def collect(session: Session, rebuild: Callable[[], PreTrainedModel]) -> None:
     """Give rank 0 the whole model in place of its shards: what was trained, in a model that is built anew.
 
-    A collective; the others keep their shards, which they may let go.
+    A collective; the others keep their shards, which they may let go. Tensors travel one at a time, so that rank 0 has
+    one whole model at most, and the moments are given up before.
 
     Args:
-        rebuild: gives the model as it was before training.
+        rebuild: gives the model as it was before training; called on rank 0 alone.
 
     Raises:
         VerificationError: it does not answer as the one in shards.
@@ -38,12 +39,15 @@ def collect(session: Session, rebuild: Callable[[], PreTrainedModel]) -> None:
     probe = session.task.probe(trainer.model)
     with trainer.accelerator.autocast():
         expected = verification.logits(trainer.model, probe)
-    state = gathered(trainable_state(trainer.model, trainer.learning))
-    if not trainer.args.should_save:
+    trainer.optimizer.state.clear()
+    model = rebuild() if trainer.args.should_save else None
+    targets = trainable_state(model, trainer.learning) if model is not None else {}
+    for name, tensor in trainable_state(trainer.model, trainer.learning).items():
+        found = whole(tensor)
+        if model is not None:
+            put(targets[name], found)
+    if model is None:
         return
-    model = rebuild()
-    for name, tensor in trainable_state(model, trainer.learning).items():
-        put(tensor, state[name])
     here = {name: tensor.to(model.device) for name, tensor in probe.items()}
     verification.same(expected, verification.logits(model, here), session.compute.dtype, "the gathered model")
     trainer.model = model

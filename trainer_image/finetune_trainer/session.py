@@ -13,7 +13,7 @@ from transformers import set_seed
 from finetune_api.contract import Stage
 from finetune_api.job import Weights
 from finetune_api.run import Sharding
-from finetune_trainer.arguments import common_arguments, global_batch, refuse_what_cannot_work
+from finetune_trainer.arguments import accumulation, common_arguments, global_batch, refuse_what_cannot_work
 from finetune_trainer.callbacks import CourseCallback, ProgressCallback, StopCallback, StopwatchCallback
 from finetune_trainer.collectives import all_say, assemble, first_says, in_turn
 from finetune_trainer.data.prepared import Prepared
@@ -225,7 +225,10 @@ class Start:
                 self.output.keep_choice(choice)
             return strategy.choice()
 
-        if strategy.chooses:
+        if chosen := strategy.choice():
+            # Built anew, by rank 0 alone.
+            strategy.restore(chosen)
+        elif strategy.chooses:
             strategy.restore(first_says(choose))
         if not prepared:
             set_seed(seed)
@@ -282,8 +285,8 @@ class Start:
 
     def _tell_batch(self) -> None:
         """How many rows a step learns from: with several ranks a multiple of what the spec says of each."""
-        context, values = self.context, self.context.job.spec.hyperparameters
-        rows = global_batch(values, context.world_size)
+        context, spec, values = self.context, self.context.job.spec, self.context.job.spec.hyperparameters
+        rows = global_batch(spec, context.world_size)
         context.reporter.update(
             world_size=context.world_size, global_batch_size=rows, peak_learning_rate=values.learning_rate
         )
@@ -291,6 +294,6 @@ class Start:
             context.reporter.stage(
                 Stage.LOADING,
                 f"{context.world_size} ranks x {values.per_device_batch_size} rows x "
-                f"{values.gradient_accumulation_steps} micro-steps: {rows:,} rows a step, at a learning rate of "
+                f"{accumulation(spec, context.world_size)} micro-steps: {rows:,} rows a step, at a learning rate of "
                 f"{values.learning_rate:g}",
             )
