@@ -12,7 +12,7 @@ from finetune_api.common import As, Message, cel, form, not_yet, ruled, rules
 from finetune_api.names import LABELS, LabelValue, ObjectName, Text
 from finetune_api.pod import PodTemplate
 
-__all__ = ["Distributed", "PodTemplate", "Resources", "RunPolicy", "Scheduling", "StorageSpec", "Tracking"]
+__all__ = ["Distributed", "PodTemplate", "Preflight", "Resources", "RunPolicy", "Scheduling", "StorageSpec", "Tracking"]
 
 AMOUNT = "([1-9][0-9]*([.][0-9]+)?|0[.][0-9]*[1-9][0-9]*)(m|k|Ki|M|Mi|G|Gi|T|Ti)?"
 Quantity = Annotated[
@@ -224,6 +224,12 @@ class Retries(Message):
     out_of_memory: int = Field(0, ge=0, le=1000, description="GPU or host memory exhausted.")
 
 
+class Preflight(str, Enum):
+    AUTO = "Auto"
+    ALWAYS = "Always"
+    NEVER = "Never"
+
+
 MAX_SECONDS = 10 * 366 * 24 * 3600
 
 
@@ -261,6 +267,11 @@ class RunPolicy(Message):
         120, ge=30, le=3600, description="Time between the request to stop and the kill: a checkpoint must fit into it."
     )
     retries: Retries = Field(Retries(), description="How often a job is started again, by what ended it.")
+    preflight: Preflight = Field(
+        Preflight.AUTO,
+        description="Check access, data, masks and memory in a small pod without a GPU before the job starts. Auto: "
+        "where it has GPUs or several pods.",
+    )
 
 
 class Tracking(Message):

@@ -24,7 +24,9 @@ from finetune_operator.cluster.port import (
 from finetune_operator.lifecycle import (
     Action,
     Create,
+    CreatePreflight,
     Delete,
+    DeletePreflight,
     Expire,
     ForgetStart,
     Free,
@@ -32,6 +34,7 @@ from finetune_operator.lifecycle import (
     Remove,
     Resume,
     Suspend,
+    WorkloadAction,
 )
 from finetune_operator.observed import Observed, controller_uid, is_tracked
 from finetune_operator.plan import Manifests, plan
@@ -72,18 +75,21 @@ class Actor:
                 for pod in pods:
                     await self._cluster.delete(POD, _key(pod), pod["metadata"]["uid"])
                 return replace(observed, pods=tuple(pod for pod in observed.pods if pod not in pods))
+            case CreatePreflight():
+                return replace(observed, preflight=await self._create_preflight(job))
+            case DeletePreflight():
+                await self._delete(observed.preflight)
+                return replace(observed, preflight=None, preflight_pods=())
             case _:
                 return replace(observed, workload=await self._act_on_workload(job, observed, action))
 
-    async def _act_on_workload(
-        self, job: FineTuneJob, observed: Observed, action: Create | Delete | Suspend | ForgetStart | Number | Resume
-    ) -> Object | None:
+    async def _act_on_workload(self, job: FineTuneJob, observed: Observed, action: WorkloadAction) -> Object | None:
         """Do it. Returns the Indexed Job as it is afterwards, or None when it is gone."""
         match action:
             case Create(attempt):
                 return await self._create(job, attempt)
             case Delete():
-                await self._delete(observed)
+                await self._delete(observed.workload)
                 return None
             case Suspend():
                 return await self._patch(observed, [{"op": "add", "path": "/spec/suspend", "value": True}])
@@ -103,6 +109,11 @@ class Actor:
         """The Job last: when it is there, all that its pods need is there."""
         manifests = await self._create_needs(job, attempt)
         return await self._ensure(job, manifests.workload)
+
+    async def _create_preflight(self, job: FineTuneJob) -> Object | None:
+        manifests = plan(job, self._settings)
+        await self._ensure(job, manifests.config_map)
+        return await self._ensure(job, manifests.preflight) if manifests.preflight else None
 
     async def _create_needs(self, job: FineTuneJob, attempt: int) -> Manifests:
         manifests = plan(job, self._settings, attempt)
@@ -137,8 +148,8 @@ class Actor:
             await self._cluster.patch(POD, _key(pod), patch, "status")
         await self._cluster.delete(POD, _key(pod), metadata["uid"], grace_seconds=0)
 
-    async def _delete(self, observed: Observed) -> None:
-        metadata = (observed.workload or {})["metadata"]
+    async def _delete(self, child: Object | None) -> None:
+        metadata = (child or {})["metadata"]
         await self._cluster.delete(JOB, Key(metadata["namespace"], metadata["name"]), metadata["uid"])
 
     async def _patch(self, observed: Observed, patch: JsonPatch, subresource: str | None = None) -> Object | None:

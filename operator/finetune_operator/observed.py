@@ -20,6 +20,8 @@ STUCK_SECONDS = 30.0
 LOST_SECONDS = 30.0
 """How long after its grace period a pod may still be there; then its node is taken for dead."""
 
+PODS_SECONDS = 3.0
+"""That the Job controller gets to create pods, before the events are asked why there are none."""
 NAMESPACE_ENDS = "because it is being terminated"
 """How the API server words the refusal of anything new in a namespace that is being deleted."""
 
@@ -40,6 +42,9 @@ class Observed:
     """The Indexed Job under the child's name, if this FineTuneJob controls it."""
     pods: tuple[Object, ...] = ()
     """All pods with the job's label, those of earlier attempts and of a deleted namesake included."""
+    preflight: Object | None = None
+    """The Job that checks the job before it starts, while that matters and if this FineTuneJob controls it."""
+    preflight_pods: tuple[Object, ...] = ()
     progress: Progress | None = None
     """Newest answer of the trainer, if there is one."""
     refusal: str | None = None
@@ -184,6 +189,19 @@ def lacks_pods(observed: Observed) -> bool:
     if workload is None or is_suspended(workload) or finished(workload):
         return False
     return not current_pods(observed)
+
+
+def pods_overdue_in(observed: Observed, now: datetime) -> float | None:
+    """Seconds until pods that the Job should have and has not are overdue, 0 when they are; None when none lack.
+
+    Before that, looking for a reason among the events would be in vain, and it is dear: an API server reads all events
+    of a namespace to find those of one object.
+    """
+    if not lacks_pods(observed):
+        return None
+    workload = observed.workload or {}
+    started = (workload.get("status") or {}).get("startTime") or workload["metadata"]["creationTimestamp"]
+    return max(0.0, PODS_SECONDS - (now - parse_time(str(started))).total_seconds())
 
 
 def refusal_in(events: Sequence[Object]) -> str | None:

@@ -29,9 +29,11 @@ from finetune_operator.cluster.port import (
 )
 from finetune_operator.lifecycle import (
     Create,
+    CreatePreflight,
     Decision,
     Expire,
     decide,
+    is_due,
     refused,
     unreadable,
 )
@@ -41,14 +43,14 @@ from finetune_operator.observed import (
     controller_uid,
     eviction_in,
     is_suspended,
-    lacks_pods,
+    pods_overdue_in,
     rank_zero,
     refusal_in,
     stuck_pod,
     trouble_in,
 )
 from finetune_operator.plan import plan
-from finetune_operator.plan.names import selector, workload_name
+from finetune_operator.plan.names import PREFLIGHT, preflight_name, selector, workload_name
 from finetune_operator.references import Named, named, pending
 from finetune_operator.settings import Settings
 from finetune_operator.waiters import Waiters
@@ -138,17 +140,18 @@ class Reconciler:
 
     async def _pass(self, key: Key, raw: Object, job: FineTuneJob, now: datetime) -> float | None:
         of_attempt(job.status.attempt)
-        observed = await self._observe(key, job)
+        observed = await self._observe(key, job, now)
         await self._refresh(job)
         for _ in range(MAX_ACTIONS):
             decision = decide(job, observed, now, self._settings)
             if decision.action is None:
                 await self._settle(raw, decision)
-                return decision.requeue_after
+                waits = (decision.requeue_after, pods_overdue_in(observed, now) or None)
+                return min((wait for wait in waits if wait is not None), default=None)
             try:
                 observed = await self._actor.act(key, job, observed, decision.action)
             except (InvalidError, ForbiddenError, NameTakenError) as error:
-                final = isinstance(error, InvalidError) and isinstance(decision.action, Create)
+                final = isinstance(error, InvalidError) and isinstance(decision.action, Create | CreatePreflight)
                 answer = refused(job, observed, now, self._settings, message=str(error), final=final)
                 if answer.action is not None:
                     await self._actor.act(key, job, observed, answer.action)
@@ -161,13 +164,15 @@ class Reconciler:
 
     # --- observe -----------------------------------------------------------------------------------------------------
 
-    async def _observe(self, key: Key, job: FineTuneJob) -> Observed:
+    async def _observe(self, key: Key, job: FineTuneJob, now: datetime) -> Observed:
         workload = await self._cluster.read(JOB, Key(key.namespace, workload_name(key.name)))
         if workload is not None and controller_uid(workload) != job.metadata.uid:
             workload = None
         pods = await self._cluster.list(POD, key.namespace, selector(key.name))
         observed = Observed(workload, tuple(pods), named=await self._named(key, job))
-        if workload is not None and lacks_pods(observed):
+        if is_due(job.spec, job.status):
+            observed = await self._observe_preflight(key, job, observed)
+        if workload is not None and pods_overdue_in(observed, now) == 0:
             observed = replace(observed, refusal=refusal_in(await self._cluster.events_of(workload)))
         if workload is not None and job.spec.scheduling.queue is not None and is_suspended(workload):
             observed = replace(observed, eviction=eviction_in(await self._cluster.events_of(workload)))
@@ -179,6 +184,14 @@ class Reconciler:
             self._progress.forget(key)
             return observed
         return replace(observed, progress=self._progress.latest(key, pod))
+
+    async def _observe_preflight(self, key: Key, job: FineTuneJob, observed: Observed) -> Observed:
+        found = await self._cluster.read(JOB, Key(key.namespace, preflight_name(key.name)))
+        if found is None or controller_uid(found) != job.metadata.uid:
+            return observed
+        pods = await self._cluster.list(POD, key.namespace, selector(key.name, PREFLIGHT))
+        mine = tuple(pod for pod in pods if controller_uid(pod) == found["metadata"]["uid"])
+        return replace(observed, preflight=found, preflight_pods=mine)
 
     async def _named(self, key: Key, job: FineTuneJob) -> dict[str, Named | None]:
         """The jobs for which this one waits, and those for which they wait."""

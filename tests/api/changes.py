@@ -13,7 +13,7 @@ from tests.api.jobs import FULLS, REMOVED, changed
 from tests.api.sensible import Object
 
 MUTABLE = (
-    *("spec.suspend", "spec.checkpoint.keep", "spec.runPolicy.retries"),
+    *("spec.suspend", "spec.checkpoint.keep", "spec.runPolicy.retries", "spec.runPolicy.preflight"),
     *("spec.runPolicy.activeDeadlineSeconds", "spec.runPolicy.startDeadlineSeconds"),
     "spec.runPolicy.ttlSecondsAfterFinished",
 )

@@ -202,6 +202,7 @@ def _everything() -> Object:
             "startDeadlineSeconds": 3600,
             "ttlSecondsAfterFinished": 604800,
             "retries": {"infrastructure": 1, "application": 2, "outOfMemory": 3},
+            "preflight": "Always",
         },
         "suspend": True,
         "podTemplate": {

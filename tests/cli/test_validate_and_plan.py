@@ -207,7 +207,10 @@ def test_plan_reads_the_configuration_from_a_bucket(shell: Shell, s3_server: S3S
 @pytest.mark.parametrize(
     ("uri", "why"),
     [
-        ("pvc://claim/model", "pvc://claim/model lies on a volume of the cluster, out of this command's reach"),
+        (
+            "pvc://claim/model",
+            "pvc://claim/model lies on a volume of the cluster, out of this command's reach; give --config",
+        ),
         ("file:///nowhere", "there is no config.json in /nowhere"),
         ("s3://models/tiny", "neither the job nor the environment names an S3 endpoint, such as AWS_ENDPOINT_URL_S3"),
     ],

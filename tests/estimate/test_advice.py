@@ -49,7 +49,14 @@ def steps(job: object, *, sharded: bool = False) -> list[str]:
 
 def test_single_rows_are_recomputed_then_sharded_then_held_in_fewer_bits() -> None:
     job = of("Full", hyperparameters={**batch(1), "gradientCheckpointing": False}, resources=GPUS)
-    assert steps(job) == ["recompute", "shard", "8bit", "quantise", "shorter", "shorter", "shorter"]
+    assert steps(job) == ["recompute", "shard", "quantise", "shorter", "shorter", "shorter"]
+    alone = of("Full", hyperparameters={**batch(1), "maxLength": 256}, resources={"gpusPerNode": 1})
+    assert steps(alone) == ["8bit", "quantise"]
+
+
+def test_what_cannot_be_sharded_is_not_advised_to_be() -> None:
+    compiled = {**batch(1), "maxLength": 256, "torchCompile": True}
+    assert steps(of("Full", hyperparameters=compiled, resources=GPUS)) == ["quantise"]
 
 
 def test_nothing_is_advised_that_is_so_already_or_cannot_be() -> None:

@@ -23,7 +23,7 @@ from finetune_trainer.causes import (
 )
 from finetune_trainer.diagnosis import PeersLostError, classify
 from finetune_trainer.errors import DataError, StoppedError, UnavailableError
-from finetune_trainer.memory import oom_kills
+from finetune_trainer.memory import memory_limit, oom_kills
 
 
 def end(rank: int, error: BaseException) -> WorkerEnd:
@@ -157,3 +157,12 @@ def test_the_kernels_count_is_found_in_both_versions_of_cgroups(tmp_path: Path, 
 
 def test_without_a_count_there_is_no_evidence(tmp_path: Path) -> None:
     assert oom_kills(tmp_path, tmp_path / "own") is None
+
+
+def test_the_memory_of_a_container_is_its_limit(tmp_path: Path) -> None:
+    whole = memory_limit(tmp_path)
+    assert whole > 10**9
+    (tmp_path / "memory.max").write_text("123456789\n")
+    assert memory_limit(tmp_path) == 123456789
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_limit(tmp_path) == whole

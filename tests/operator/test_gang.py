@@ -22,7 +22,8 @@ GRACE_SECONDS = 120
 
 async def gang(runtime: ScriptedRuntime | None = None, **spec: object) -> World:
     world = World(runtime=runtime, admit=admit_all)
-    await world.create(resources={"nodes": NODES}, **spec)
+    policy = {"preflight": "Never", **spec.pop("runPolicy", {})}  # type: ignore[dict-item]
+    await world.create(resources={"nodes": NODES}, runPolicy=policy, **spec)
     await world.settle()
     assert await world.phase() == ("Running", "Running")
     return world

@@ -243,6 +243,12 @@ async def test_a_replica_that_is_stopped_finishes_and_hands_over_at_once(cluster
     await cluster.until(lambda: _is(cluster.holder()))
     await cluster.world.cluster.create(manifest("tune"))
     await cluster.reaches("Running", "tune")
+    holder = await cluster.holder()
+    waiting = await cluster.start("waiting", slow)
+    await cluster.until(lambda: _ready(waiting))
+    # One that does not lead goes without a trace.
+    assert await waiting.stop() == 0
+    assert await cluster.holder() == holder
     assert await first.stop() == 0
     assert await cluster.holder() == ""
     await cluster.start("second", slow)

@@ -59,6 +59,7 @@ class Recording:
 
 async def running(eager: bool = False, **spec: Any) -> QueuedWorld:
     world = QueuedWorld(eager=eager)
+    spec["runPolicy"] = {"preflight": "Never", **spec.get("runPolicy", {})}
     await world.create(resources={"nodes": NODES}, scheduling={"queue": "team"}, **spec)
     await world.settle()
     assert ((await world.phase())[0], await world.admitted()) == ("Running", "True")

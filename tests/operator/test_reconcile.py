@@ -20,6 +20,7 @@ from finetune_operator.cluster.port import (
     Key,
     Object,
 )
+from finetune_operator.observed import PODS_SECONDS
 from finetune_operator.reconcile import NameTakenError
 from finetune_operator.settings import Settings
 from tests.operator.world import KEY, RESULT, FaultyCluster, Killed, World, admit_all, manifest
@@ -424,6 +425,32 @@ async def test_a_quota_makes_a_job_wait_and_say_so() -> None:
     refusing.kind = None
     await world.settle()
     assert await world.phase() == ("Running", "Running")
+
+
+async def test_why_there_are_no_pods_is_asked_when_they_are_overdue_and_not_before() -> None:
+    """Events cannot be found by their object: a server reads all of a namespace for it."""
+
+    class Asked(FaultyCluster):
+        times = 0
+
+        async def events_of(self, obj: Object) -> list[Object]:
+            self.times += 1
+            return await world.cluster.events_of(obj)
+
+    world = World(admit=admit_all)
+    asked = Asked(world.cluster)
+    world.engine = world.operator(asked)  # type: ignore[arg-type]
+    await world.create()
+    again_in = await world.pass_once()
+    assert again_in is not None
+    assert 0 < again_in <= PODS_SECONDS
+    await world.pass_once()
+    assert asked.times == 0
+    await world.cluster.emit(await world.workload(), "FailedCreate", "exceeded quota: gpus", warning=True)
+    world.clock.forward(again_in)
+    await world.pass_once()
+    assert asked.times == 1
+    assert "exceeded quota: gpus" in (await world.status())["message"]
 
 
 async def test_a_manifest_that_the_server_calls_invalid_fails_the_job_with_its_words() -> None:

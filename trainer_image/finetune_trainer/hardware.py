@@ -10,6 +10,7 @@ import torch
 
 from finetune_api.job import Attention, Dtype, FineTuneJobSpec
 from finetune_trainer.errors import UsageError
+from finetune_trainer.memory import memory_limit
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -47,6 +48,12 @@ class Hardware:
     def device_of(self, local_rank: int) -> str:
         """The device of one of this node's processes."""
         return f"cuda:{local_rank}" if self.cuda else "cpu"
+
+    def memory(self, processes: int) -> int:
+        """Bytes that each of the pod's processes has to itself: its GPU's memory, or its share of the pod's."""
+        if self.cuda:
+            return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+        return memory_limit() // processes
 
 
 @dataclass(frozen=True)

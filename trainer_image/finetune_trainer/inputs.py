@@ -80,11 +80,11 @@ def fetch_dataset(context: Context, store: Store) -> tuple[list[NamedFile] | lis
     """
     spec: DatasetSpec = context.job.spec.dataset
     held_out = spec.validation.uri if spec.validation else None
-    with _named("dataset.uri"):
+    with named_field("dataset.uri"):
         files = _streamed(store, spec.uri) if spec.streaming else _fetched(context, store, spec.uri, "dataset")
     if held_out is None:
         return files, []
-    with _named("dataset.validation.uri"):
+    with named_field("dataset.validation.uri"):
         return files, _fetched(context, store, held_out, "validation")
 
 
@@ -123,7 +123,7 @@ def _fetched(context: Context, store: Store, uri: str, name: str) -> list[NamedF
 
 
 @contextmanager
-def _named(field: str) -> Iterator[None]:
+def named_field(field: str) -> Iterator[None]:
     """What is missing is the fault of the field that named it."""
     try:
         yield

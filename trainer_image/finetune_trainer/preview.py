@@ -17,14 +17,11 @@ from pydantic import Field
 from finetune_api.common import Message
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.selection import ModuleKind
-from finetune_api.strategy import StrategySpec, StrategyType
-from finetune_trainer.angle import RANKED
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.model import Source, load_config, parameter_counts
+from finetune_trainer.estimate.sketch import Sketch, without_measures
+from finetune_trainer.model import parameter_counts
 from finetune_trainer.runtime import load_job
-from finetune_trainer.strategies import strategy_of
 from finetune_trainer.structure import Place, Structure
-from finetune_trainer.tasks import task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,15 +54,11 @@ def preview(spec: FineTuneJobSpec, folder: Path) -> Preview:
     Raises:
         UsageError: the spec names what the architecture does not have.
     """
-    config = load_config(folder, spec.model)
-    task = task_of(spec)
-    loaded = task.skeleton(Source(folder, spec.model, config, torch.float32, "eager"))
-    decided, notes = without_measures(spec.strategy)
+    sketch = Sketch.of(spec, folder, torch.float32)
+    loaded, model = sketch.loaded, sketch.model
+    _, notes = without_measures(spec.strategy)
     if loaded.fresh:
         notes.append(f"{', '.join(loaded.fresh)} counts as new; a head that answers just what is asked is kept")
-    strategy = strategy_of(decided)
-    with torch.device("meta"):
-        model = strategy.prepare(loaded)
     trainable, total = parameter_counts(model)
     fisher = spec.strategy.select.fisher if spec.strategy.select else None
     if fisher is not None:
@@ -73,32 +66,6 @@ def preview(spec: FineTuneJobSpec, folder: Path) -> Preview:
         new = sum(parameter.numel() for name, parameter in named if loaded.is_fresh(name))
         trainable = new + round((trainable - new) * fisher.fraction)
     return Preview(trainable=trainable, total=total, share=trainable / total, modules=learning(model), notes=notes)
-
-
-def without_measures(strategy: StrategySpec) -> tuple[StrategySpec, list[str]]:
-    """The strategy without what must be measured first, and notes on that."""
-    notes = []
-    select = strategy.select
-    if select is not None and select.angle is not None:
-        notes.append(
-            f"of the attention and feed-forward parts only {select.angle.top_k}: those with the "
-            f"{select.angle.order.value.lower()} angles in {select.angle.from_}"
-        )
-        select = select.model_copy(update={"angle": None, "modules": select.modules or list(RANKED)})
-    if select is not None and select.fisher is not None:
-        notes.append(
-            f"of these {select.fisher.fraction:.3g} of the elements, by the Fisher information of "
-            f"{select.fisher.samples} rows at the start"
-        )
-        select = select.model_copy(update={"fisher": None})
-    if strategy.type is StrategyType.GREEN and strategy.green is not None:
-        notes.append(
-            f"Green chooses among these at the start and every {strategy.green.every_steps} steps, for "
-            f"{strategy.green.target:.3g} of Full's operations"
-        )
-    if strategy.unfreezing is not None:
-        notes.append("in stages, see strategy.unfreezing")
-    return strategy.model_copy(update={"select": select}), notes
 
 
 def learning(model: PreTrainedModel) -> list[Learning]:

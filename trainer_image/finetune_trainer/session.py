@@ -15,17 +15,18 @@ from finetune_api.job import Weights
 from finetune_api.run import Sharding
 from finetune_trainer.arguments import common_arguments, global_batch, refuse_what_cannot_work
 from finetune_trainer.callbacks import CourseCallback, ProgressCallback, StopCallback, StopwatchCallback
-from finetune_trainer.choosing import Size, choose_sharding, device_bytes, held_bytes
 from finetune_trainer.collectives import assemble, first_says, in_turn
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.stream import Stream
+from finetune_trainer.estimate.estimate import Estimator
+from finetune_trainer.estimate.sharding import choose_sharding
+from finetune_trainer.estimate.sketch import Sketch
 from finetune_trainer.evaluation.course import Watch
 from finetune_trainer.groups import peak_rates, spared
 from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import BaseFiles, fetch_beside, fetch_dataset, fetch_model
 from finetune_trainer.learning import LeanRecomputationCallback, allow_pauses, await_what_learns
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
-from finetune_trainer.preview import preview
 from finetune_trainer.quantization import store_as
 from finetune_trainer.sharding import keep_off_device, loading_once_a_node, shard
 from finetune_trainer.statistics import hold_frozen_statistics
@@ -134,10 +135,9 @@ class Start:
         processes = spec.resources.processes_per_node or 1
 
         def choose() -> Sharding:
-            seen = preview(spec, base.folder)
-            held = held_bytes(spec.strategy.type, self.strategy.weights_dtype(compute.dtype))
-            size = Size(seen.total, seen.trainable, held)
-            return choose_sharding(spec, size, device_bytes(compute.hardware, processes))
+            estimator = Estimator(partial(Sketch.of, spec, base.folder, compute.dtype))
+            fits_replicated = partial(estimator.fits_replicated, context.world_size)
+            return choose_sharding(spec, context.world_size, compute.hardware.memory(processes), fits_replicated)
 
         asked = spec.distributed.sharding
         sharding = first_says(choose) if asked is Sharding.AUTO else asked

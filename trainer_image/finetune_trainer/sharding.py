@@ -157,12 +157,8 @@ class ShardedMixin(_Base):
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
-        # As the library does it, which asks a configuration that only its own way of sharding has.
-        self.model.set_requires_gradient_sync(False)
-        try:
-            yield
-        finally:
-            self.model.set_requires_gradient_sync(True)
+        # Put off, every rank would hold the gradients of the whole model, in float32: what sharding is to avoid.
+        yield
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         return _plain(super()._clip_grad_norm(model))

@@ -11,6 +11,8 @@ from finetune_operator.cli.errors import CliError
 from finetune_operator.cluster.local.runtime import TRAINER
 
 STATE_DIR = Path(".finetune")
+MOST_RANKS = 1024
+"""As many GPUs as are simulated."""
 
 
 def main(arguments: Sequence[str] | None = None, program: Sequence[str] = TRAINER) -> int:
@@ -64,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("validate", help="check files as the API server would, with lines")
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
     plan = commands.add_parser("plan", help="show what would train, and the manifests that the operator would create")
-    plan.add_argument("file", type=Path, metavar="FILE")
+    _add_plan(plan)
     _add_run(commands.add_parser("run", help="run jobs on this machine, or go on with them"))
     keep = commands.add_parser(
         "storage", help="copy data into and out of buckets: cp, ls, cat, rm, mb, serve", add_help=False
@@ -78,6 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     for command in (plan, get, logs):
         command.add_argument("--state-dir", type=Path, default=STATE_DIR, help="folder of `finetune run` [%(default)s]")
     return parser
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, metavar="FILE")
+    command.add_argument("--config", type=Path, metavar="FILE", help="config.json to read in place of the model's")
+    command.add_argument("--simulate", action="store_true", help="estimate memory, traffic and checkpoints, too")
+    command.add_argument(
+        "--world-size", type=_ranks, nargs="+", default=[], metavar="N", help="GPUs to simulate beside the job's own"
+    )
+
+
+def _ranks(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= MOST_RANKS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GPUs from 1 to {MOST_RANKS}")
+    return int(text)
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:

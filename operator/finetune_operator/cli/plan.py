@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,7 +14,10 @@ import yaml
 from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
 from finetune_operator.cli.documents import read_jobs
+from finetune_operator.cli.errors import CliError
 from finetune_operator.cli.preview import what_trains
+from finetune_operator.cli.simulation import what_it_takes
+from finetune_operator.cli.trainer import Question
 from finetune_operator.cli.validate import admitted
 from finetune_operator.plan import plan
 from finetune_operator.references import references
@@ -35,11 +40,21 @@ Dumper.add_representer(str, _text)
 
 def show_plan(options: argparse.Namespace) -> int:
     """Print the manifests of each job as YAML, after a summary in comments."""
+    if options.world_size and not options.simulate:
+        raise CliError("--world-size belongs to --simulate; add that")
     for job in [FineTuneJob.from_wire(admitted(document)) for document in read_jobs(options.file)]:
         manifests = plan(job, load([])).all()
-        print("\n".join(f"# {line}" for line in chain(summary(job), what_trains(job, options.state_dir))))
+        print("\n".join(f"# {line}" for line in chain(summary(job), _told_by_trainer(job, options))))
         print(yaml.dump_all(manifests, Dumper=Dumper, sort_keys=False, width=120, explicit_start=True), end="")
     return 0
+
+
+def _told_by_trainer(job: FineTuneJob, options: argparse.Namespace) -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
+        question = Question(job, options.state_dir, Path(scratch), options.config)
+        yield from what_trains(question)
+        if options.simulate:
+            yield from what_it_takes(question, options.world_size)
 
 
 def summary(job: FineTuneJob) -> Iterator[str]:

@@ -3,7 +3,8 @@
 Kept are: names, labels and annotations of pods, suspension, the pod failure policy, the back-off of each index, the
 tracking finalizer (the last failed pod of an index keeps it until it is replaced, and Jobs that are suspended
 replace nothing), replacement only after a pod has really ended, and the conditions in their order.
-Not kept are back-off limits (the operator's Jobs have none that matter), Jobs that are not indexed, and deadlines.
+Not kept are Jobs that are not indexed, deadlines, and the back-off limit of each index (the operator's Jobs have none
+that matters).
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ class _Conditions:
     def is_true(self, kind: str) -> bool:
         return any(item["type"] == kind and item["status"] == "True" for item in self._items)
 
-    def message(self, kind: str) -> str | None:
-        return next((item["message"] for item in self._items if item["type"] == kind), None)
+    def told(self, kind: str) -> tuple[str, str] | None:
+        """Its reason and message."""
+        return next(((item["reason"], item["message"]) for item in self._items if item["type"] == kind), None)
 
     def set(self, kind: str, value: bool, reason: str, message: str) -> None:
         if value == self.is_true(kind):
@@ -116,7 +118,7 @@ class _Look:
         self._suspend_or_start()
         failure = self._failure()
         if failure is not None:
-            self.conditions.set("FailureTarget", True, "PodFailurePolicy", failure)
+            self.conditions.set("FailureTarget", True, *failure)
         if failure is not None or self.suspended:
             self.step.delete = [pod for pod in self.alive if not _is_doomed(pod)]
         else:
@@ -133,15 +135,20 @@ class _Look:
             self.conditions.set("Suspended", False, "JobResumed", "Job resumed")
             self.status.setdefault("startTime", timestamp(self.now))
 
-    def _failure(self) -> str | None:
-        """Why the Job fails, where a pod failed by a rule that says so, now or earlier."""
-        earlier = self.conditions.message("FailureTarget")
+    def _failure(self) -> tuple[str, str] | None:
+        """(reason, message) why the Job fails: by a rule for a pod that failed, or for too many of them."""
+        earlier = self.conditions.told("FailureTarget")
         if earlier is not None:
             return earlier
         for pod in self.tracked:
             if _has_failed(pod) and self._action(pod) == "FailJob":
                 container, code = next((item for item in exit_codes(pod).items() if item[1]), ("", 0))
-                return f"Container {container} for pod {key_of(pod)} failed with exit code {code} matching FailJob rule"
+                text = f"Container {container} for pod {key_of(pod)} failed with exit code {code} matching FailJob rule"
+                return "PodFailurePolicy", text
+        limit, counted = self.spec.get("backoffLimit"), self.status.get("failed", 0)
+        failed = counted + sum(_has_failed(pod) and self._action(pod) != "Ignore" for pod in self.tracked)
+        if limit is not None and failed > limit:
+            return "BackoffLimitExceeded", "Job has reached the specified backoff limit"
         return None
 
     def _fill(self) -> None:
@@ -166,13 +173,13 @@ class _Look:
         pause = min(self.back_off * 2.0 ** (failures - 1), MAX_BACK_OFF_SECONDS)
         return pause - (self.now - finished_at(last)).total_seconds()
 
-    def _finish(self, failure: str | None) -> None:
+    def _finish(self, failure: tuple[str, str] | None) -> None:
         """Complete or Failed, once no pod is left that runs."""
         if len(self.done) == self.completions:
             kind, reason, message = "Complete", "CompletionsReached", "Reached expected number of succeeded pods"
             self.conditions.set("SuccessCriteriaMet", True, reason, message)
         elif failure is not None:
-            kind, reason, message = "Failed", "PodFailurePolicy", failure
+            kind, (reason, message) = "Failed", failure
         else:
             return
         if not self.alive:

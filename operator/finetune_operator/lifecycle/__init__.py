@@ -5,8 +5,10 @@ from finetune_operator.lifecycle.decide import decide
 from finetune_operator.lifecycle.decision import (
     Action,
     Create,
+    CreatePreflight,
     Decision,
     Delete,
+    DeletePreflight,
     Expire,
     ForgetStart,
     Free,
@@ -15,15 +17,19 @@ from finetune_operator.lifecycle.decision import (
     Remove,
     Resume,
     Suspend,
+    WorkloadAction,
 )
 from finetune_operator.lifecycle.ending import refused, unreadable
+from finetune_operator.lifecycle.preflight import is_due
 
 __all__ = [
     "HOPELESS",
     "Action",
     "Create",
+    "CreatePreflight",
     "Decision",
     "Delete",
+    "DeletePreflight",
     "Expire",
     "ForgetStart",
     "Free",
@@ -32,7 +38,9 @@ __all__ = [
     "Remove",
     "Resume",
     "Suspend",
+    "WorkloadAction",
     "decide",
+    "is_due",
     "refused",
     "unreadable",
 ]

@@ -17,6 +17,9 @@ OF_PHASE = {
     ConditionType.FAILED: Phase.FAILED,
 }
 
+PASSED, INCONCLUSIVE = "PreflightPassed", "PreflightInconclusive"
+VERDICTS = (PASSED, INCONCLUSIVE)
+"""Reasons of Valid after which a job is not checked again."""
 WITH_PODS = (Phase.STARTING, Phase.RUNNING, Phase.SUCCEEDED, Phase.FAILED)
 
 
@@ -66,9 +69,20 @@ def _make(stamp: Stamp, kind: ConditionType, value: Value, reason: str | None, m
 
 
 def _valid(stamp: Stamp, status: FineTuneJobStatus, valid: bool) -> Condition:
+    if valid and status.reason in VERDICTS:
+        return _make(stamp, ConditionType.VALID, "True", status.reason, status.message or "")
     if valid:
-        return _make(stamp, ConditionType.VALID, "True", "Accepted")
+        # What preflight has found stays true.
+        checked = verdict(status)
+        reason, message = (checked.reason, checked.message) if checked else ("Accepted", "")
+        return _make(stamp, ConditionType.VALID, "True", reason, message)
     return _make(stamp, ConditionType.VALID, "False", status.reason, status.message or "")
+
+
+def verdict(status: FineTuneJobStatus) -> Condition | None:
+    """What preflight has found; None before it has."""
+    valid = (item for item in status.conditions if item.type is ConditionType.VALID and item.status == "True")
+    return next((item for item in valid if item.reason in VERDICTS), None)
 
 
 def _admitted(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:

@@ -18,6 +18,7 @@ from finetune_operator.lifecycle.ending import finish
 from finetune_operator.lifecycle.held import let_go, look_again
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
 from finetune_operator.lifecycle.leftovers import free_lost, tidy
+from finetune_operator.lifecycle.preflight import check_first, stop_preflight
 from finetune_operator.lifecycle.queued import in_queue, leave_queue, restart_in_queue
 from finetune_operator.lifecycle.running import follow
 from finetune_operator.lifecycle.start import start_next, still_there
@@ -54,7 +55,7 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
         return decision
     limit = time_to_live(situation) if ended else next_limit(situation, decision.status)
     requeue_after = _sooner(look_again(situation, decision.requeue_after), limit)
-    told = decision.status if ended else with_conditions(situation, decision.status)
+    told = decision.status if ended else with_conditions(situation, decision.status, decision.valid)
     return with_notices(replace(decision, status=told, requeue_after=requeue_after), job.status)
 
 
@@ -157,9 +158,11 @@ RULES: tuple[Rule, ...] = (
     finish,
     let_go,
     _in_incident,
+    stop_preflight,
     _suspended_by_user,
     _workload_lost,
     await_named,
+    check_first,
     in_queue,
     _not_started,
     _failing,

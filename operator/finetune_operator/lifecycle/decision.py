@@ -59,6 +59,16 @@ class Delete:
 
 
 @dataclass(frozen=True)
+class CreatePreflight:
+    """Create the Job that checks the job, with the ConfigMap that it reads."""
+
+
+@dataclass(frozen=True)
+class DeletePreflight:
+    """Delete that Job and its pod."""
+
+
+@dataclass(frozen=True)
 class Free:
     """Take pods of dead nodes out of the way: nobody is left there who could report their end."""
 
@@ -77,7 +87,8 @@ class Expire:
     """Delete the FineTuneJob itself; its children go with it."""
 
 
-Action = Create | Suspend | ForgetStart | Resume | Number | Delete | Free | Remove | Expire
+WorkloadAction = Create | Suspend | ForgetStart | Resume | Number | Delete
+Action = WorkloadAction | Free | Remove | Expire | CreatePreflight | DeletePreflight
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,8 @@ class Decision:
     status: FineTuneJobStatus
     action: Action | None = None
     events: tuple[Notice, ...] = ()
+    valid: bool = True
+    """Whether the job can work, as far as is known; becomes the condition Valid."""
     requeue_after: float | None = None
     """Seconds until the next look, if nothing happens before; None leaves it to watches and resync."""
 

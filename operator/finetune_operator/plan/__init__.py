@@ -9,6 +9,7 @@ from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
 from finetune_operator.plan.network import network_policy
 from finetune_operator.plan.objects import config_map, service, workload
+from finetune_operator.plan.preflight import preflight, wants_preflight
 from finetune_operator.references import with_places
 from finetune_operator.settings import Settings
 
@@ -20,6 +21,8 @@ class Manifests:
     """What a job becomes, in the order of creation."""
 
     config_map: Object
+    preflight: Object | None
+    """The Job that checks the job first; None where none is wanted."""
     service: Object
     network_policy: Object | None
     """Where the installation has them."""
@@ -27,7 +30,9 @@ class Manifests:
     """The Indexed Job; create-only, since its pod template cannot be changed."""
 
     def all(self) -> tuple[Object, ...]:
-        return (*self.needs(), self.workload)
+        preflight = () if self.preflight is None else (self.preflight,)
+        config_map, *others = self.needs()
+        return (config_map, *preflight, *others, self.workload)
 
     def needs(self) -> tuple[Object, ...]:
         """What must be there before the pods."""
@@ -40,6 +45,7 @@ def plan(job: FineTuneJob, settings: Settings, attempt: int = 1) -> Manifests:
     resolved = resolve(with_places(job))
     return Manifests(
         config_map(resolved),
+        preflight(resolved, settings) if wants_preflight(resolved) else None,
         service(resolved),
         network_policy(resolved, settings),
         workload(resolved, settings, attempt),

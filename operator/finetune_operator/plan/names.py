@@ -8,6 +8,8 @@ from finetune_operator.cluster.port import FINE_TUNE_JOB, Object
 
 MANAGER = "finetune-operator"
 COMPONENT = "trainer"
+PREFLIGHT = "preflight"
+"""Component of the pod that checks a job before it starts."""
 
 
 def config_map_name(job_name: str) -> str:
@@ -20,30 +22,35 @@ def workload_name(job_name: str) -> str:
     return job_name
 
 
+def preflight_name(job_name: str) -> str:
+    """The Job that checks a job before it starts."""
+    return f"{job_name}-preflight"
+
+
 def master_address(job: FineTuneJob, domain: str) -> str:
     """Full DNS name of index 0's pod: the Job controller gives pods the hostname <job>-<index>."""
     name = workload_name(job.metadata.name)
     return f"{name}-0.{name}.{job.metadata.namespace}.svc.{domain}"
 
 
-def labels(job: FineTuneJob) -> dict[str, str]:
+def labels(job: FineTuneJob, component: str = COMPONENT) -> dict[str, str]:
     """On every child."""
     return {
         "app.kubernetes.io/name": "finetune-trainer",
         "app.kubernetes.io/instance": job.metadata.name,
-        "app.kubernetes.io/component": COMPONENT,
+        "app.kubernetes.io/component": component,
         "app.kubernetes.io/managed-by": MANAGER,
         LABEL_JOB: job.metadata.name,
-        LABEL_COMPONENT: COMPONENT,
+        LABEL_COMPONENT: component,
     }
 
 
-def selector(job_name: str) -> dict[str, str]:
+def selector(job_name: str, component: str = COMPONENT) -> dict[str, str]:
     """Selects the pods of one job."""
-    return {LABEL_JOB: job_name, LABEL_COMPONENT: COMPONENT}
+    return {LABEL_JOB: job_name, LABEL_COMPONENT: component}
 
 
-def metadata(job: FineTuneJob, name: str) -> Object:
+def metadata(job: FineTuneJob, name: str, component: str = COMPONENT) -> Object:
     """Metadata of a child: the controller reference lets the cluster collect it when the job is deleted.
 
     Without blockOwnerDeletion: where a cluster guards it, setting it takes a permission on the job's finalizers.
@@ -51,7 +58,7 @@ def metadata(job: FineTuneJob, name: str) -> Object:
     return {
         "name": name,
         "namespace": job.metadata.namespace,
-        "labels": labels(job),
+        "labels": labels(job, component),
         "ownerReferences": [
             {
                 "apiVersion": FINE_TUNE_JOB.api_version,

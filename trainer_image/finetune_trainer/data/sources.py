@@ -89,7 +89,7 @@ def select(files: Sequence[File]) -> tuple[list[File], list[str]]:
         names = ", ".join(file.name for file in files[:3])
         raise DataError(f"no file of the dataset has a known ending: {names}", f"known endings are {KNOWN}")
     for file in usable:
-        if _endings(file.name)[0] == ".parquet" and _endings(file.name)[1]:
+        if endings(file.name)[0] == ".parquet" and endings(file.name)[1]:
             raise DataError(
                 f"{file.name}: a parquet file is read from its end, so it cannot be compressed as a whole",
                 "unpack it; parquet compresses its columns itself, e.g. by compression='zstd'",
@@ -111,8 +111,8 @@ def read_file(file: DataFile, columns: Columns, place: Place) -> Iterator[Row | 
     """
     last = place.line
     try:
-        with _opened(file) as stream:
-            for item in READERS[_endings(file.name)[0]](file.name, stream, place):
+        with opened(file) as stream:
+            for item in READERS[endings(file.name)[0]](file.name, stream, place):
                 last = item.line
                 place.rows += 1
                 yield renamed(item, columns)
@@ -124,7 +124,7 @@ def read_file(file: DataFile, columns: Columns, place: Place) -> Iterator[Row | 
         yield Problem(file.name, 0, "the file has no rows")
 
 
-def _endings(name: str) -> tuple[str, str]:
+def endings(name: str) -> tuple[str, str]:
     """(format, compression) of a file's name, in lower case; '' where there is none."""
     path = PurePosixPath(name.lower())
     if path.suffix in COMPRESSIONS:
@@ -134,13 +134,13 @@ def _endings(name: str) -> tuple[str, str]:
 
 def _is_data(name: str) -> bool:
     """By its ending; names such as _SUCCESS and .part.crc are markers that other tools leave."""
-    return not PurePosixPath(name).name.startswith((".", "_")) and _endings(name)[0] in READERS
+    return not PurePosixPath(name).name.startswith((".", "_")) and endings(name)[0] in READERS
 
 
 @contextmanager
-def _opened(file: DataFile) -> Iterator[io.BufferedReader]:
+def opened(file: DataFile) -> Iterator[io.BufferedReader]:
     """The file's bytes, decompressed."""
-    ending, compression = _endings(file.name)
+    ending, compression = endings(file.name)
     with closing(file.open(scattered=ending == ".parquet")) as raw:
         yield _decompressed(raw, compression)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from finetune_api.hyperparameters import Optimizer
 from finetune_api.job import FineTuneJob, FineTuneJobSpec, StrategyType, TaskType
 from finetune_api.run import Sharding
 from finetune_api.strategy import LoraOptions, QuantizationOptions, StrategySpec
+from finetune_trainer.estimate.sharding import can_shard
 
 SHORTEST = 256
 """Tokens below which a shorter maxLength is no advice: rows would be cut to pieces."""
@@ -43,14 +45,19 @@ def less_memory(job: FineTuneJob, *, sharded: bool = False, fits: Fits | None = 
         return LAST_RESORT
     if fits is None or fits(job.spec):
         return ladder[0].words
-    needed = next((number for number, remedy in enumerate(ladder, 1) if fits(remedy.spec)), None)
-    told = [remedy.words for remedy in ladder[:needed]]
-    return "; then ".join(told if needed is not None else [*told, LAST_RESORT])
+    told = [remedy.words for remedy in ladder]
+    if not fits(ladder[-1].spec):
+        return "; then ".join([*told, LAST_RESORT])
+    # Each change needs less than the one before it, and estimates take their time.
+    needed = bisect_left(ladder, True, key=lambda remedy: fits(remedy.spec)) + 1
+    return "; then ".join(told[:needed])
 
 
 def remedies(spec: FineTuneJobSpec, *, sharded: bool) -> Iterator[Remedy]:
     """All changes, each on top of those before it: first what changes no result, last what changes the job itself."""
-    for step in (_smaller_batches, _recomputed, _sharded(sharded), _eight_bit, _quantized, _shorter):
+    # 8-bit moments cannot be sharded.
+    moments = [_eight_bit] if not sharded and spec.resources.nodes * _processes(spec) == 1 else []
+    for step in (_smaller_batches, _recomputed, _sharded(sharded), *moments, _quantized, _shorter):
         for remedy in step(spec):
             yield remedy
             spec = remedy.spec
@@ -85,8 +92,8 @@ def _recomputed(spec: FineTuneJobSpec) -> Iterator[Remedy]:
 
 def _sharded(already: bool) -> Callable[[FineTuneJobSpec], Iterator[Remedy]]:
     def step(spec: FineTuneJobSpec) -> Iterator[Remedy]:
-        ranks = spec.resources.nodes * max(1, spec.resources.gpus_per_node)
-        if ranks > 1 and not already and spec.distributed.sharding is not Sharding.FSDP:
+        ranks = spec.resources.nodes * _processes(spec)
+        if ranks > 1 and not already and spec.distributed.sharding is not Sharding.FSDP and can_shard(spec):
             distributed = spec.distributed.model_copy(update={"sharding": Sharding.FSDP})
             yield Remedy(
                 f"set distributed.sharding to FSDP: each of the {ranks} ranks holds its part of the model only",
@@ -94,6 +101,10 @@ def _sharded(already: bool) -> Callable[[FineTuneJobSpec], Iterator[Remedy]]:
             )
 
     return step
+
+
+def _processes(spec: FineTuneJobSpec) -> int:
+    return spec.resources.processes_per_node or max(1, spec.resources.gpus_per_node)
 
 
 def _eight_bit(spec: FineTuneJobSpec) -> Iterator[Remedy]:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.contract import LABEL_COMPONENT
 from finetune_operator.cluster.kubelet import Exit, StartError
 from finetune_operator.cluster.local import shim
 from finetune_operator.cluster.local.environment import address_of, environment, gpus_wanted, visible
 from finetune_operator.cluster.local.folder import ConfigMaps, PodFolder
 from finetune_operator.cluster.port import Object
+from finetune_operator.plan.names import PREFLIGHT
 
 TRAINER = ("-m", "finetune_trainer.launch")
 """What a pod runs here, by this very Python: image and command of the container are the cluster's business."""
@@ -87,7 +89,7 @@ class ProcessRuntime:
         overrides = {**folder.variables(mounts), **visible(devices), **self._overrides}
         variables = environment(pod, mounts, self._environ, overrides)
         self._free_gpus = self._free_gpus[wanted:]
-        self._running[pod["metadata"]["uid"]] = _Running(self._spawn(folder, variables), folder, devices)
+        self._running[pod["metadata"]["uid"]] = _Running(self._spawn(pod, folder, variables), folder, devices)
         return address_of(pod, pod["spec"]["hostname"])
 
     def stop(self, pod: Object, grace_seconds: float) -> None:
@@ -127,8 +129,15 @@ class ProcessRuntime:
         running.folder.remove_volumes()
         return Exit(code, message)
 
-    def _spawn(self, folder: PodFolder, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        program = [sys.executable, *self._program]
+    def _program_of(self, pod: Object) -> Sequence[str]:
+        """Arguments of Python: what trains is given from outside, what checks is what the container says."""
+        if pod["metadata"].get("labels", {}).get(LABEL_COMPONENT) != PREFLIGHT:
+            return self._program
+        command: list[str] = pod["spec"]["containers"][0]["command"]
+        return command[1:]
+
+    def _spawn(self, pod: Object, folder: PodFolder, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        program = [sys.executable, *self._program_of(pod)]
         with folder.log.open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", shim.__file__, str(os.getpid()), *program],

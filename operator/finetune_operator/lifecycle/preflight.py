@@ -1,0 +1,84 @@
+"""Checked before it starts: what a small pod without a GPU finds becomes the condition Valid.
+
+Nothing of it is counted as an attempt. What it has found is written into status before anything else is created, so
+that no restart of the operator checks a job twice, and a job that was suspended meanwhile is checked anew.
+"""
+
+from __future__ import annotations
+
+from finetune_api.contract import MAX_WARNING, MAX_WARNINGS, Cause, TerminationMessage
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.status import TERMINAL, FineTuneJobStatus, Phase
+from finetune_operator.failures import Failure, classify, obstacle, termination_message
+from finetune_operator.lifecycle.conditions import INCONCLUSIVE, PASSED, verdict
+from finetune_operator.lifecycle.decision import CreatePreflight, Decision, DeletePreflight, Notice, Situation
+from finetune_operator.lifecycle.ending import fail
+from finetune_operator.observed import completed, failed, finished, index, name
+from finetune_operator.plan.preflight import is_wanted
+
+DECISIVE = (Cause.USAGE, Cause.DATA, Cause.PERMISSION, Cause.INFRASTRUCTURE)
+"""What ends the job; any other end of the check is its own fault, and says nothing about the job."""
+REFUSED_SECONDS = 30.0
+"""How soon to look again while there is no pod: the Job controller's events reach no watch of ours."""
+
+
+def is_due(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> bool:
+    """Whether the job is still to be checked: it has never started, and no check has been finished."""
+    unstarted = status.attempt == 0 and status.phase not in TERMINAL
+    return unstarted and is_wanted(spec) and verdict(status) is None
+
+
+def check_first(situation: Situation) -> Decision | None:
+    """Preflight until its Job has ended; then what it has found."""
+    if not is_due(situation.job.spec, situation.status):
+        return None
+    child = situation.observed.preflight
+    if child is None:
+        return Decision(situation.status, CreatePreflight())
+    if completed(child):
+        return _passed(situation)
+    return _judged(situation) if failed(child) is not None else _wait(situation)
+
+
+def stop_preflight(situation: Situation) -> Decision | None:
+    """A job that is suspended is not checked either."""
+    child = situation.observed.preflight
+    if not situation.job.spec.suspend or child is None or finished(child):
+        return None
+    return Decision(situation.status, DeletePreflight())
+
+
+def _wait(situation: Situation) -> Decision:
+    pods = situation.observed.preflight_pods
+    held_up = obstacle(pods)
+    if held_up is not None:
+        return Decision(situation.to(Phase.PREFLIGHT, held_up.reason, held_up.message))
+    text = "Checking model, data, output and memory before the job starts"
+    return Decision(situation.to(Phase.PREFLIGHT, "Preflight", text), requeue_after=None if pods else REFUSED_SECONDS)
+
+
+def _passed(situation: Situation) -> Decision:
+    words = [word for pod in situation.observed.preflight_pods if (word := termination_message(pod)) is not None]
+    said = next((word for word in words if word.exit_code == 0), TerminationMessage(exit_code=0))
+    text = said.message or "Preflight has found nothing that is wrong"
+    new = [warning[:MAX_WARNING] for warning in said.warnings]
+    known = [warning for warning in situation.status.warnings if warning not in new]
+    status = situation.to(Phase.STARTING, PASSED, text, warnings=[*known, *new][-MAX_WARNINGS:])
+    return Decision(status, events=(Notice(PASSED, text),), requeue_after=0.0)
+
+
+def _judged(situation: Situation) -> Decision:
+    failure = classify(sorted(situation.observed.preflight_pods, key=lambda pod: (index(pod), name(pod))))
+    if failure is None or failure.cause not in DECISIVE:
+        return _inconclusive(situation, failure)
+    advice = f". Advice: {failure.advice}" if failure.advice else ""
+    decision = fail(situation, failure.cause, f"Preflight: {failure.message.rstrip('.')}{advice}")
+    return Decision(decision.status, events=decision.events, valid=failure.cause is Cause.INFRASTRUCTURE)
+
+
+def _inconclusive(situation: Situation, failure: Failure | None) -> Decision:
+    """The job itself will show it."""
+    why = failure.message if failure else "its pods are gone"
+    text = f"Preflight did not come to its end ({why}); the job starts unchecked"
+    status = situation.to(Phase.STARTING, INCONCLUSIVE, text)
+    return Decision(status, events=(Notice(INCONCLUSIVE, text, warning=True),), requeue_after=0.0)

@@ -1,0 +1,84 @@
+"""Pods that train one model, sharded over them, lose one of them and end with the weights of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from tests.e2e.cluster import Object, apply, get, kubectl
+from tests.e2e.conftest import ClusterS3
+from tests.e2e.test_install import (
+    READY_SECONDS,
+    TRAINED_SECONDS,
+    Installed,
+    bucket,
+    finish,
+    installed,
+    job,
+    watched_phases,
+)
+
+__all__ = ["bucket", "installed"]
+STEPS, EVERY, LOST_AT = 300, 20, 60
+pytestmark = pytest.mark.timeout(2 * TRAINED_SECONDS + READY_SECONDS + 120)
+
+
+def gang(namespace: str, bucket: str, endpoint: str, nodes: int, name: str) -> Object:
+    """Full fine-tuning by FSDP over so many pods of one process."""
+    wire = job(namespace, bucket, endpoint)
+    wire["metadata"]["name"] = name
+    wire["spec"] |= {
+        "strategy": {"type": "Full"},
+        "distributed": {"sharding": "FSDP"},
+        "output": {"uri": f"s3://{bucket}/{name}"},
+        "checkpoint": {"everySteps": EVERY},
+    }
+    wire["spec"]["hyperparameters"] |= {"maxSteps": STEPS, "learningRate": 1e-4, "perDeviceBatchSize": 2}
+    wire["spec"]["resources"] = {"nodes": nodes, "cpu": "200m", "memory": "2Gi", "scratch": "1Gi"}
+    return wire
+
+
+def lose(namespace: str, name: str, index: int) -> None:
+    """Kill the pod with this index without notice, in the middle of the training."""
+    until = time.monotonic() + TRAINED_SECONDS
+    while (step := reached(namespace, name)) < LOST_AT:
+        assert time.monotonic() < until, f"{name} came to step {step} only"
+    labels = f"finetune.dev/job={name},batch.kubernetes.io/job-completion-index={index}"
+    kubectl("-n", namespace, "delete", "pod", "-l", labels, "--grace-period=0", "--force")
+    assert reached(namespace, name) < STEPS
+
+
+def reached(namespace: str, name: str) -> int:
+    status = get("ftj", name, namespace).get("status", {})
+    assert status.get("phase") not in ("Failed", "Succeeded"), status.get("message")
+    return int(status.get("progress", {}).get("step") or 0)
+
+
+def weights(client: Any, bucket: str, name: str) -> dict[str, torch.Tensor]:
+    return load(client.get_object(Bucket=bucket, Key=f"{name}/model/model.safetensors")["Body"].read())
+
+
+@pytest.mark.parametrize(("nodes", "index"), [(2, 1), (4, 0)])
+def test_a_gang_that_loses_a_pod_ends_with_the_weights_of_one_that_does_not(
+    installed: Installed, cluster_s3: ClusterS3, bucket: str, nodes: int, index: int
+) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket-keys", "namespace": installed.jobs}}
+    whole, broken = f"whole-{nodes}", f"broken-{nodes}"
+    apply({**secret, "stringData": cluster_s3.keys}, gang(installed.jobs, bucket, cluster_s3.endpoint, nodes, whole))
+    assert finish(installed.jobs, whole)["status"]["restarts"]["total"] == 0
+    apply(gang(installed.jobs, bucket, cluster_s3.endpoint, nodes, broken))
+    with watched_phases(installed.jobs, broken) as phases:
+        lose(installed.jobs, broken, index)
+        status = finish(installed.jobs, broken)["status"]
+    assert status["phase"] == "Succeeded", status.get("message")
+    assert "Restarting" in phases
+    assert (status["attempt"], status["restarts"]["total"], status["restarts"]["disruption"]) == (2, 1, 1)
+    found, expected = (weights(cluster_s3.client(), bucket, name) for name in (broken, whole))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert json.loads(cluster_s3.client().get_object(Bucket=bucket, Key=f"{broken}/result.json")["Body"].read())

@@ -1,0 +1,230 @@
+"""A job is checked by a small pod before it takes GPUs: what that finds decides, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_api.contract import Cause, TerminationMessage
+from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Object
+from finetune_operator.plan import plan
+from finetune_operator.settings import Settings
+from tests.operator.world import KEY, World, typed
+
+GPU = {"resources": {"gpusPerNode": 1, "gpuProduct": "NVIDIA-L4"}}
+CHECK = Key("ml", "tune-preflight")
+CHECKING = ("Preflight", "Preflight")
+
+
+async def a_world(**spec: Any) -> World:
+    world = World()
+    await world.create(**{**GPU, **spec})
+    await world.settle()
+    return world
+
+
+async def checkers(world: World) -> list[Object]:
+    labels = {"finetune.dev/component": "preflight"}
+    return [pod for pod in await world.cluster.list(POD, "ml", labels) if pod["status"]["phase"] == "Running"]
+
+
+async def ends(world: World, code: int, message: str = "", advice: str = "", warnings: list[str] | None = None) -> None:
+    """The check's pod ends with this, and everybody looks."""
+    (pod,) = await checkers(world)
+    word = TerminationMessage(exit_code=code, message=message, advice=advice, warnings=warnings or [])
+    world.node.runtime.end(pod["metadata"]["name"], code, word.model_dump_json(by_alias=True))
+    await world.node.settle()
+    await world.settle()
+
+
+async def valid(world: World) -> tuple[str, str, str]:
+    (found,) = (item for item in (await world.status())["conditions"] if item["type"] == "Valid")
+    return found["status"], found["reason"], found["message"]
+
+
+# --- what becomes of it ----------------------------------------------------------------------------------------------
+
+
+async def test_no_gpu_is_taken_before_the_check_has_passed() -> None:
+    world = await a_world()
+    assert await world.phase() == CHECKING
+    assert await world.cluster.read(JOB, KEY) is None
+    await ends(world, 0, "model, data and output are reached; it needs 4.1 of 22.5 GiB")
+    assert (await world.phase())[0] == "Running"
+    assert await valid(world) == (
+        "True",
+        "PreflightPassed",
+        "model, data and output are reached; it needs 4.1 of 22.5 GiB",
+    )
+    assert ("PreflightPassed", "model, data and output are reached; it needs 4.1 of 22.5 GiB") in await world.events()
+    assert (await world.status())["attempt"] == 1
+
+
+async def test_its_warnings_are_kept_and_told_once() -> None:
+    world = await a_world()
+    await ends(world, 0, "fine", warnings=["12 of 200 rows are cut to maxLength"])
+    assert (await world.status())["warnings"] == ["12 of 200 rows are cut to maxLength"]
+    assert [text for reason, text in await world.events() if reason == "TrainerWarning"] == [
+        "12 of 200 rows are cut to maxLength"
+    ]
+
+
+@pytest.mark.parametrize(("code", "cause"), [(64, "Usage"), (65, "Data"), (77, "Permission")])
+async def test_a_job_that_cannot_work_fails_without_a_gpu(code: int, cause: str) -> None:
+    world = await a_world()
+    await ends(world, code, "data.jsonl:3: no messages", "repair the row")
+    assert await world.phase() == ("Failed", cause)
+    assert (await world.status())["message"] == "Preflight: data.jsonl:3: no messages. Advice: repair the row"
+    assert (await valid(world))[:2] == ("False", cause)
+    assert await world.cluster.read(JOB, KEY) is None
+    assert (await world.status())["restarts"]["total"] == 0
+
+
+async def test_what_does_not_answer_is_asked_three_times() -> None:
+    world = await a_world()
+    for _ in range(3):
+        assert await world.phase() == CHECKING
+        await ends(world, 69, "S3 is away")
+        world.clock.forward(601)
+        await world.node.settle()
+        await world.settle()
+    assert await world.phase() == ("Failed", Cause.INFRASTRUCTURE.value)
+    assert (await valid(world))[:2] == ("True", "Accepted")
+
+
+async def test_a_check_that_fails_by_itself_holds_nobody_up() -> None:
+    world = await a_world()
+    for _ in range(3):
+        await ends(world, 70, "KeyError")
+        world.clock.forward(601)
+        await world.node.settle()
+        await world.settle()
+    assert (await world.phase())[0] == "Running"
+    assert (await valid(world))[:2] == ("True", "PreflightInconclusive")
+
+
+async def test_a_check_that_was_evicted_is_done_again() -> None:
+    world = await a_world()
+    (pod,) = await checkers(world)
+    await world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
+    await world.settle()
+    assert await world.phase() == CHECKING
+    world.clock.forward(601)
+    await world.node.settle()
+    await ends(world, 0, "fine")
+    assert (await world.phase())[0] == "Running"
+
+
+# --- whatever happens meanwhile --------------------------------------------------------------------------------------
+
+
+async def test_another_operator_does_not_check_again() -> None:
+    world = await a_world()
+    world.engine = world.operator(world.cluster)
+    await world.settle()
+    assert len(await checkers(world)) == 1
+    await ends(world, 0, "fine")
+    child = await world.cluster.read(JOB, CHECK)
+    assert child is not None
+    await world.cluster.delete(JOB, CHECK, child["metadata"]["uid"])
+    world.engine = world.operator(world.cluster)
+    await world.settle()
+    assert await world.cluster.read(JOB, CHECK) is None
+    assert (await world.phase())[0] == "Running"
+
+
+async def test_a_restart_is_not_checked_again() -> None:
+    world = await a_world()
+    await ends(world, 0, "fine")
+    child = await world.cluster.read(JOB, CHECK)
+    assert child is not None
+    await world.cluster.delete(JOB, CHECK, child["metadata"]["uid"])
+    await world.end(75)
+    await world.settle()
+    await world.sit_out_back_off()
+    assert (await world.status())["restarts"]["disruption"] == 1
+    assert await world.cluster.read(JOB, CHECK) is None
+    assert (await valid(world))[1] == "PreflightPassed"
+
+
+async def test_a_suspended_job_is_not_checked_and_is_checked_anew_when_it_goes_on() -> None:
+    world = await a_world()
+    await world.set_suspend(True)
+    await world.settle()
+    assert await world.phase() == ("Suspended", "Suspended")
+    assert await world.cluster.read(JOB, CHECK) is None
+    assert await checkers(world) == []
+    await world.set_suspend(False)
+    await world.settle()
+    assert await world.phase() == CHECKING
+    await ends(world, 0, "fine")
+    assert (await world.phase())[0] == "Running"
+
+
+async def test_a_job_that_begins_suspended_is_not_checked() -> None:
+    world = await a_world(suspend=True)
+    assert await world.phase() == ("Suspended", "Suspended")
+    assert await world.cluster.read(JOB, CHECK) is None
+
+
+async def test_deletion_takes_the_check_along() -> None:
+    world = await a_world()
+    raw = await world.cluster.read(FINE_TUNE_JOB, KEY)
+    assert raw is not None
+    await world.cluster.delete(FINE_TUNE_JOB, KEY, raw["metadata"]["uid"])
+    await world.node.settle()
+    await world.pass_once()
+    assert await world.cluster.read(JOB, CHECK) is None
+    assert await world.cluster.list(POD, "ml", {}) == []
+
+
+async def test_a_pod_that_cannot_start_says_why() -> None:
+    from finetune_operator.cluster.kubelet import StartError
+
+    world = World()
+    world.node.runtime.refuse = StartError("ImagePullBackOff", "no such image")
+    await world.create(**GPU)
+    await world.settle()
+    assert await world.phase() == ("Preflight", "ImagePullBackOff")
+
+
+# --- when, and what it is --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "checked"),
+    [
+        ({}, False),
+        (GPU, True),
+        ({**GPU, "runPolicy": {"preflight": "Never"}}, False),
+        ({"runPolicy": {"preflight": "Always"}}, True),
+    ],
+)
+def test_by_default_only_what_takes_gpus_or_many_pods_is_checked(spec: dict[str, Any], checked: bool) -> None:
+    manifests = plan(typed(**spec), Settings())
+    assert (manifests.preflight is not None) is checked
+    assert len(manifests.all()) == 3 + checked
+
+
+def test_the_pod_is_small_and_stays_off_what_the_job_waits_for() -> None:
+    scheduling = {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "pool", "operator": "Exists"}]}
+    job = typed(resources={**GPU["resources"], "cpu": "32", "memory": "256Gi"}, scheduling=scheduling)
+    child = plan(job, Settings()).preflight
+    assert child is not None
+    template = child["spec"]["template"]
+    pod, (trainer,) = template["spec"], template["spec"]["containers"]
+    assert "nodeSelector" not in pod
+    assert {"key": "pool", "operator": "Exists"} in pod["tolerations"]
+    assert trainer["command"] == ["python", "-m", "finetune_trainer.preflight"]
+    assert trainer["resources"] == {"requests": {"cpu": "1", "memory": "4Gi"}, "limits": {"memory": "4Gi"}}
+    assert template["metadata"]["labels"]["finetune.dev/component"] == "preflight"
+    assert child["metadata"]["labels"]["finetune.dev/component"] == "preflight"
+    assert pod["securityContext"]["runAsNonRoot"] is True
+
+
+def test_the_pod_never_asks_for_more_than_the_job() -> None:
+    child = plan(typed(resources={**GPU["resources"], "cpu": "500m", "memory": "2Gi"}), Settings()).preflight
+    assert child is not None
+    (trainer,) = child["spec"]["template"]["spec"]["containers"]
+    assert trainer["resources"]["requests"] == {"cpu": "500m", "memory": "2Gi"}
