@@ -73,7 +73,7 @@ MORE: dict[str, tuple[str, str, dict[str, Any]]] = (
             {
                 **EVALUATED,
                 "hyperparameters": {"maxSteps": 40, "learningRate": 0.1},
-                "evaluation": {"everySteps": 2, "samples": 0, "earlyStopping": {"patience": 2}},
+                "evaluation": {"everySteps": 2, "samples": 0, "earlyStopping": {"patience": 1}},
                 "distributed": WAYS["ddp"],
             },
         ),
