@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("reconcile", "restarts", "scale", "transfer", "preparation", "training", "strategies", "green")
+ALL = ("reconcile", "restarts", "scale", "transfer", "preparation", "training", "checkpoints", "strategies", "green")
 
 
 def main() -> int:

@@ -13,6 +13,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -62,17 +64,23 @@ def build(output: Path) -> CheckpointingTrainer:
     return trainer
 
 
-def run(root: str, scratch: Path, attempt: int, kill: str) -> tuple[int, str]:
-    """One start of the worker; the step it went on from and the digest of the weights at its end."""
+def run(
+    root: str, scratch: Path, attempt: int, arm: Callable[[CheckpointingTrainer], object] = lambda trainer: None
+) -> tuple[int, str]:
+    """One start of the worker; the step it went on from and the digest of the weights at its end.
+
+    Args:
+        arm: prepares what is to happen to the trainer.
+    """
     identity = Manifest(step=0, job="ml/tiny", uid="u", attempt=attempt, world_size=1, base_digest="b")
     with Store.connect(os.environ) as store:
         checkpoints = Checkpoints(store, root, identity, keep=lambda: 2, on_commit=lambda ref: None)
-        found = checkpoints.restore(scratch / "restored", lambda text: print(text, file=sys.stderr))
-        trainer = build(scratch / "output")
-        trainer.checkpoints = checkpoints
-        arm(trainer, kill)
-        trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
-        checkpoints.close()
+        with closing(checkpoints):
+            found = checkpoints.restore(scratch / "restored", lambda text: print(text, file=sys.stderr))
+            trainer = build(scratch / "output")
+            trainer.checkpoints = checkpoints
+            arm(trainer)
+            trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
     digest = hashlib.sha256()
     for name, tensor in sorted(trainer.model.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -88,8 +96,8 @@ def arm(trainer: CheckpointingTrainer, kill: str) -> None:
         return
     submit = trainer.checkpoints.submit
 
-    def submit_and_die(at: int, folder: Path, best: int | None) -> None:
-        submit(at, folder, best)
+    def submit_and_die(at: int, *rest: object) -> None:
+        submit(at, *rest)
         if at == int(step):
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -101,7 +109,7 @@ def in_child(root: str, scratch: Path, attempt: int, kill: str) -> tuple[int, st
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        result = run(root, scratch, attempt, kill)
+        result = run(root, scratch, attempt, lambda trainer: arm(trainer, kill))
         os.write(writer, json.dumps(result).encode())
         os._exit(0)
     os.close(writer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from finetune_trainer.checkpoints import Checkpoints, Manifest, catalog
 from finetune_trainer.checkpoints.manifest import step_uri
-from finetune_trainer.checkpoints.uploader import Submission, commit
+from finetune_trainer.checkpoints.uploader import Held, Phase, Request, begin, commit, upload
 from finetune_trainer.errors import TrainerError, UsageError
 from finetune_trainer.storage import Store
 
@@ -32,13 +33,18 @@ def root(tmp_path: Path) -> str:
 
 def save(store: Store, root: str, tmp_path: Path, step: int, keep: int = 100, **identity: object) -> Path:
     """Commit a step of two files; the folder in the bucket."""
-    folder = tmp_path / f"local-{step}"
-    folder.mkdir()
-    (folder / "weights").write_bytes(b"w" * 1000 + str(step).encode())
-    (folder / "optimizer.pt").write_bytes(b"o" * 2000)
-    manifest = IDENTITY.model_copy(update={"step": step, **identity})
-    commit(store, Submission(folder=str(folder), root=root, keep=keep, manifest=manifest))
-    assert not folder.exists()
+    (tmp_path / "weights").write_bytes(b"w" * 1000 + str(step).encode())
+    (tmp_path / "optimizer.pt").write_bytes(b"o" * 2000)
+    request = Request(
+        phase=Phase.BEGIN,
+        root=root,
+        keep=keep,
+        manifest=IDENTITY.model_copy(update={"step": step, **identity}),
+        held=[Held(name=name, path=str(tmp_path / name)) for name in ("optimizer.pt", "weights")],
+    )
+    begin(store, request)
+    files = upload(store, request).files
+    commit(store, request.model_copy(update={"manifest": request.manifest.model_copy(update={"files": files})}))
     return Path(step_uri(root, step).removeprefix("file://"))
 
 
@@ -59,7 +65,8 @@ def test_the_newest_complete_step_is_restored_with_its_files(store, root, tmp_pa
         save(store, root, tmp_path, step)
     assert restored(store, root, tmp_path) == (20, [])
     (newest, *_) = catalog.complete(store, root)
-    assert (catalog.fetch(store, root, newest, tmp_path / "again") / "weights").read_bytes().endswith(b"20")
+    folder = catalog.fetch(store, root, 20, newest.files, tmp_path / "again")
+    assert (folder / "weights").read_bytes().endswith(b"20")
 
 
 def test_nothing_is_restored_from_an_empty_output(store, root, tmp_path):
@@ -142,25 +149,37 @@ def test_the_best_one_is_kept_beside_the_newest_until_a_better_one_is_complete(s
     for step in (20, 30):
         save(store, root, tmp_path, step, keep=1, best=10)
     assert steps(store, root) == [30, 10]
-    better = Submission(
-        folder=str(tmp_path / "gone"), root=root, keep=1, manifest=IDENTITY.model_copy(update={"step": 40, "best": 40})
+    better = Request(
+        phase=Phase.BEGIN,
+        root=root,
+        keep=1,
+        manifest=IDENTITY.model_copy(update={"step": 40, "best": 40}),
+        held=[Held(name="weights", path=str(tmp_path / "gone"))],
     )
+    begin(store, better)
     with pytest.raises(FileNotFoundError):
-        commit(store, better)
+        upload(store, better)
     assert steps(store, root) == [30, 10]
     save(store, root, tmp_path, 50, keep=1, best=50)
     assert steps(store, root) == [50]
 
 
-def test_one_file_of_one_step_is_fetched_by_their_names(store, root, tmp_path):
-    for step in (10, 20):
-        save(store, root, tmp_path, step)
+def test_one_part_of_the_state_of_one_step_is_fetched_in_all_its_files(store, root, tmp_path):
+    save(store, root, tmp_path, 10)
+    (manifest,) = catalog.complete(store, root)
+    names = ("w-00000-of-00002.safetensors", "w-00001-of-00002.safetensors", "o.safetensors", "w.pt")
+    entries = [manifest.files[0].model_copy(update={"name": name}) for name in names]
+    folder = Path(step_uri(root, 10).removeprefix("file://"))
+    for name in names:
+        shutil.copy(folder / manifest.files[0].name, folder / name)
+    changed = manifest.model_copy(update={"files": entries})
+    (folder / "manifest.json").write_text(changed.model_dump_json(by_alias=True))
     checkpoints = Checkpoints(store, root, IDENTITY, keep=lambda: 3, on_commit=lambda ref: None)
-    assert checkpoints.fetch(10, "weights", tmp_path / "best").read_bytes().endswith(b"10")
+    assert [path.name for path in checkpoints.fetch(10, "w", tmp_path / "best")] == list(names[:2])
     with pytest.raises(catalog.CorruptCheckpointError, match="no complete checkpoint of step 15"):
-        checkpoints.fetch(15, "weights", tmp_path / "best")
-    with pytest.raises(catalog.CorruptCheckpointError, match=r"step 10 has no scaler\.pt"):
-        checkpoints.fetch(10, "scaler.pt", tmp_path / "best")
+        checkpoints.fetch(15, "w", tmp_path / "best")
+    with pytest.raises(catalog.CorruptCheckpointError, match="step 10 has no scaler"):
+        checkpoints.fetch(10, "scaler", tmp_path / "best")
 
 
 @given(steps=st.sets(st.integers(0, 9), min_size=1), keep=st.integers(1, 4), best=st.integers(0, 9))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 import re
 import secrets
 import shutil
@@ -92,6 +94,7 @@ class Proxy:
 
     `down` refuses connections and breaks those that are open, `stall` keeps them open and silent, `up` heals both.
     `after` does something when so many more bytes have passed, `flip` spoils answers, `lose_answer_to` loses one.
+    `fail` refuses or breaks a share of all requests, `slow` lets only so much through.
     `requests` holds method and path of each request that came through, `passed_bytes` counts both directions.
     """
 
@@ -109,6 +112,10 @@ class Proxy:
         self._flips = 0
         self._lose: re.Pattern[bytes] | None = None
         self._trigger: tuple[int, Callable[[], object]] | None = None
+        self._failing = 0.0
+        self._chance = random.Random()
+        self._bytes_per_second = math.inf
+        self.failed = 0
         self.port = 0
         self.passed_bytes = 0
         self.connections = 0
@@ -156,6 +163,14 @@ class Proxy:
         self.stall()
         self._loop.call_soon_threadsafe(self._loop.call_later, seconds, self._flowing.set)
 
+    def fail(self, share: float, seed: int) -> None:
+        """From now on answer this share of requests with 503 or break their connections, in turns by chance."""
+        self._failing, self._chance = share, random.Random(seed)
+
+    def slow(self, bytes_per_second: float) -> None:
+        """Let no connection send or receive faster than this."""
+        self._bytes_per_second = bytes_per_second
+
     def lose_answer_to(self, request: bytes) -> None:
         """Break the connection on which the next request that matches this regular expression is answered."""
         self._lose = re.compile(request)
@@ -187,7 +202,9 @@ class Proxy:
         self._writers |= {writer, far_writer}
         lost = asyncio.Event()
         try:
-            await asyncio.gather(self._requests(reader, far_writer, lost), self._answers(far_reader, writer, lost))
+            await asyncio.gather(
+                self._requests(reader, far_writer, writer, lost), self._answers(far_reader, writer, lost)
+            )
         except OSError:
             pass  # either side went away: the other one is told by the abort below
         finally:
@@ -195,9 +212,24 @@ class Proxy:
             for end in (writer, far_writer):
                 end.transport.abort()
 
-    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lost: asyncio.Event) -> None:
+    async def _refuse(self, client: asyncio.StreamWriter) -> None:
+        self.failed += 1
+        if self._chance.random() < 0.5:
+            client.write(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await client.drain()
+        raise ConnectionResetError
+
+    async def _requests(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        client: asyncio.StreamWriter,
+        lost: asyncio.Event,
+    ) -> None:
         while data := await reader.read(BLOCK):
             if line := REQUEST_LINE.match(data):
+                if self._chance.random() < self._failing:
+                    await self._refuse(client)
                 self.requests.append(line[1].decode())
             if self._lose and self._lose.search(data):
                 self._lose = None
@@ -218,6 +250,7 @@ class Proxy:
     async def _pass(self, data: bytes, writer: asyncio.StreamWriter) -> None:
         await self._flowing.wait()
         await self._held.wait()
+        await asyncio.sleep(len(data) / self._bytes_per_second)
         writer.write(data)
         await writer.drain()
         self.passed_bytes += len(data)

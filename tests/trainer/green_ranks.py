@@ -16,7 +16,7 @@ from finetune_trainer.learning import plainly_named
 from finetune_trainer.strategies.green.callback import GreenSelection
 from tests.support.architectures import tiny_bert, tiny_llama
 from tests.support.trainers import a_trainer, language_rows, text_rows
-from tests.trainer.ranks import PlainTrainer, pretend_to_have_gpus, whole
+from tests.trainer.ranks import PlainTrainer, checkpoints_in, pretend_to_have_gpus, whole
 
 
 class FusingTrainer(PlainTrainer):
@@ -60,7 +60,9 @@ def run(folder: Path, kind: str, resume: str | None, arguments: dict[str, Any]) 
         **arguments,
     )
     ever = Ever(trainer)
+    trainer.checkpoints = checkpoints_in(folder, trainer.args)
     trainer.train(resume_from_checkpoint=resume)
+    trainer.checkpoints.close()
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "green_share" in entry]
     rank = os.environ.get("RANK", "0")
     (folder / f"told-{rank}.json").write_text(json.dumps({"history": history, "chosen": sorted(ever.names)}))
@@ -77,7 +79,9 @@ def main(settings: dict[str, Any]) -> None:
     folder = Path(settings["folder"])
     run(folder / "whole", settings["model"], None, arguments)
     if every := arguments.get("save_steps"):
-        run(folder / "resumed", settings["model"], str(folder / f"whole/checkpoint-{every}"), arguments)
+        run(
+            folder / "resumed", settings["model"], str(folder / f"whole/bucket/checkpoints/step-{every:08d}"), arguments
+        )
 
 
 if __name__ == "__main__":

@@ -16,14 +16,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, DistributedType
+from peft import LoraConfig, get_peft_model
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from finetune_api.hyperparameters import Hyperparameters
 from finetune_api.strategy import Unfreezing
+from finetune_trainer.checkpoints import Checkpoints, Manifest
+from finetune_trainer.checkpoints.gang import Alone, Ranks
+from finetune_trainer.checkpoints.trainer import CheckpointingMixin
 from finetune_trainer.groups import ParameterGroupsMixin, peak_rates
-from finetune_trainer.learning import WholeOptimizerMixin, allow_pauses, learn
+from finetune_trainer.learning import allow_pauses, learn
 from finetune_trainer.progress import Reporter
+from finetune_trainer.storage import Store
 from finetune_trainer.unfreezing import UnfreezingCallback, stages
 
 STEPS, EVERY = 6, 2
@@ -36,8 +41,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class PlainTrainer(WholeOptimizerMixin, ParameterGroupsMixin, Trainer):
-    """With the library's own checkpoints, which know ranks and shards."""
+class PlainTrainer(CheckpointingMixin, ParameterGroupsMixin, Trainer):
+    """With our checkpoints, and whatever model and schedule a case has."""
 
 
 def pretend_to_have_gpus() -> None:
@@ -99,7 +104,7 @@ def build(output: Path, kind: str, case: dict[str, Any]) -> PlainTrainer:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        tie_word_embeddings=False, use_cache=False,
+        tie_word_embeddings=False, use_cache=False, attention_dropout=case.get("dropout", 0.0),
     )  # fmt: skip
     accumulate, ranks = case.get("accumulate", 1), 1 if kind == "one" else 2
     sharded = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
@@ -112,15 +117,29 @@ def build(output: Path, kind: str, case: dict[str, Any]) -> PlainTrainer:
         activation_checkpointing_kwargs={"use_reentrant": False}, **(sharded if kind == "fsdp" else {}),
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    if case.get("lora"):
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", r=4, lora_dropout=0.1))
     trainer = PlainTrainer(model, arguments, train_dataset=rows())
-    trainer.learning = frozenset(name for name, _ in model.named_parameters())
+    trainer.learning = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    trainer.checkpoints = checkpoints_in(output, arguments)
     values = Hyperparameters.from_wire({"learningRate": 1e-2, "layerDecay": 0.8})
     trainer.rates = peak_rates(model, trainer.learning, values)
+    if case.get("lora"):
+        return trainer
     options = Unfreezing.from_wire({"everySteps": EVERY})
     schedule = stages(model, trainer.learning, set(), options)
     trainer.add_callback(UnfreezingCallback(schedule, options, Reporter(rank=arguments.process_index)))
     allow_pauses(trainer)
     return trainer
+
+
+def checkpoints_in(output: Path, arguments: TrainingArguments) -> Checkpoints:
+    (output / "bucket").mkdir(parents=True, exist_ok=True)
+    rank, size = arguments.process_index, arguments.world_size
+    gang = Ranks(rank, size, range(size)) if size > 1 else Alone()
+    identity = Manifest(step=0, job="tiny", uid="u", attempt=1, world_size=size, base_digest="b")
+    root = f"file://{output}/bucket/checkpoints"
+    return Checkpoints(Store.connect({}), root, identity, keep=lambda: 100, on_commit=lambda ref: None, gang=gang)
 
 
 def digest(trainer: PlainTrainer) -> str:
@@ -137,10 +156,12 @@ def scenario(folder: Path, kind: str, case: dict[str, Any]) -> dict[str, Any]:
     trainer, watching = build(folder / "whole", kind, case), Watching()
     trainer.add_callback(watching)
     trainer.train()
+    trainer.checkpoints.close()
     result = {"losses": watching.losses, "moved": watching.moved, "undisturbed": digest(trainer)}
     stopped = build(folder / "parts", kind, case)
     stopped.add_callback(StopAt(case["stop"]))
     stopped.train()
+    stopped.checkpoints.wait()
     if case.get("same"):
         # After a step that was not finite the same process goes on, whatever learns by then.
         resumed = stopped
@@ -148,7 +169,11 @@ def scenario(folder: Path, kind: str, case: dict[str, Any]) -> dict[str, Any]:
         learn(resumed.model, {"lm_head.weight"})
     else:
         resumed = build(folder / "parts", kind, case)
-    resumed.train(resume_from_checkpoint=str(folder / f"parts/checkpoint-{case['stop']}"))
+    checkpoint, where = resumed.checkpoints.restore(folder / "restored", print)
+    assert checkpoint.step == case["stop"]
+    resumed.train(resume_from_checkpoint=str(where))
+    for used in {stopped.checkpoints, resumed.checkpoints}:
+        used.close()
     return result | {"resumed": digest(resumed)}
 
 

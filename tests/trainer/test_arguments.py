@@ -7,6 +7,8 @@ import torch
 from transformers import GPT2Config
 
 from finetune_api.hyperparameters import Hyperparameters
+from finetune_trainer.arguments import accumulation, global_batch
+from finetune_trainer.errors import UsageError
 from finetune_trainer.model import override_dropout
 from tests.support.jobs import a_job, a_session
 
@@ -45,6 +47,16 @@ ELSEWHERE = {"max_length", "packing", "dropout", "layer_decay", "learning_rate_g
 
 def test_no_hyper_parameter_is_forgotten_here():
     assert FIELDS.keys() | ELSEWHERE == Hyperparameters.model_fields.keys()
+
+
+def test_fewer_ranks_take_more_batches_each_so_that_a_step_learns_from_as_many_rows(tmp_path):
+    job = a_job(tmp_path, resources={"nodes": 3, "processesPerNode": 2}, hyperparameters={"perDeviceBatchSize": 5})
+    assert [accumulation(job.spec, ranks) for ranks in (6, 3, 2, 1)] == [1, 2, 3, 6]
+    assert {global_batch(job.spec, ranks) for ranks in (6, 3, 2, 1)} == {30}
+    with pytest.raises(UsageError, match="a step has 6 batches, which 4 ranks cannot divide evenly") as caught:
+        accumulation(job.spec, 4)
+    assert "gradientAccumulationSteps to a multiple of 2, or run on all 3 nodes" in caught.value.advice
+    assert caught.value.exit_code == 64
 
 
 @pytest.fixture
@@ -146,8 +158,8 @@ def test_the_seed_decides_the_run(tmp_path):
 
 def test_accumulated_steps_equal_one_large_batch(tmp_path):
     losses = []
-    for size, accumulation in ((4, 1), (1, 4)):
-        values = {"perDeviceBatchSize": size, "gradientAccumulationSteps": accumulation}
+    for size, batches in ((4, 1), (1, 4)):
+        values = {"perDeviceBatchSize": size, "gradientAccumulationSteps": batches}
         job = a_job(tmp_path, "Full", hyperparameters=values)
         losses.append(a_session(job, tmp_path / str(size)).trainer.train().training_loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -1,6 +1,6 @@
 """Schedules over two processes: the losses of one, and a stop changes nothing; replicated (DDP) and sharded (FSDP2).
 
-Over gloo on the CPU, by the library's own checkpoints: ours are for one process so far.
+Over gloo on the CPU, with our checkpoints.
 """
 
 from __future__ import annotations

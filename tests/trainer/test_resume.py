@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from finetune_api.contract import Stage
+from finetune_trainer import train
 from finetune_trainer.errors import StoppedError
 from tests.support.jobs import a_context, a_job, run
 from tests.trainer.stopping import StopsAt
@@ -124,6 +125,33 @@ def test_a_stop_within_an_evaluation_saves_the_step_before_it(tmp_path):
     finally:
         session_module.ProgressCallback = original
     assert (tmp_path / "out/checkpoints/step-00000002/manifest.json").exists()
+
+
+def test_a_corrupt_checkpoint_is_named_in_the_warnings_and_the_one_before_is_taken(tmp_path):
+    job = a_resumable_job(tmp_path, "LoRA")
+    with pytest.raises(StoppedError):
+        attempt(job, tmp_path, 1, step=7)
+    path = tmp_path / "out/checkpoints/step-00000007/trainable.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    context = a_context(job, tmp_path / "scratch-2", 2)
+    steps: list[int] = []
+    tell = context.reporter.update
+    context.reporter.update = lambda **fields: (steps.append(fields.get("step", 0)), tell(**fields))
+    run(job, context.scratch, 2, context)
+    assert next(filter(None, steps)) == 6
+    (warning,) = (text for text in context.reporter.snapshot().warnings if "corrupt" in text)
+    assert warning.startswith("checkpoint of step 7 is corrupt and passed over: ")
+    assert "step-00000007/trainable.safetensors has checksum" in warning
+
+
+def test_long_waits_for_an_upload_are_a_warning(tmp_path):
+    context = a_context(a_resumable_job(tmp_path, "LoRA"), tmp_path / "scratch")
+    train._tell_wait(context, 1.0)
+    assert context.reporter.snapshot().warnings == []
+    train._tell_wait(context, 6.0)
+    assert "larger checkpoint.everySteps" in context.reporter.snapshot().warnings[0]
 
 
 def test_how_many_checkpoints_are_kept_is_read_anew_at_every_one(tmp_path):

@@ -53,9 +53,9 @@ def common_arguments(
     every = spec.evaluation.every_steps
     return dict(
         output_dir=str(scratch / "checkpoints"),
-        **(_steps_of_stream(values) if spec.dataset.streaming else _duration(values, len(prepared.train), world_size)),
+        **(_steps_of_stream(values) if spec.dataset.streaming else _duration(spec, len(prepared.train), world_size)),
         per_device_train_batch_size=values.per_device_batch_size,
-        gradient_accumulation_steps=values.gradient_accumulation_steps,
+        gradient_accumulation_steps=accumulation(spec, world_size),
         **_optimization(values),
         **_precision_and_memory(values, compute),
         per_device_eval_batch_size=values.eval_batch_size or values.per_device_batch_size,
@@ -82,15 +82,35 @@ def common_arguments(
     )
 
 
-def global_batch(values: Hyperparameters, world_size: int) -> int:
-    """Rows that one optimizer step learns from, over all ranks."""
-    return values.per_device_batch_size * values.gradient_accumulation_steps * world_size
+def global_batch(spec: FineTuneJobSpec, world_size: int) -> int:
+    """Rows that one optimizer step learns from, over all ranks: the same with fewer of them."""
+    return spec.hyperparameters.per_device_batch_size * accumulation(spec, world_size) * world_size
 
 
-def _duration(values: Hyperparameters, rows: int, world_size: int) -> dict[str, Any]:
+def accumulation(spec: FineTuneJobSpec, world_size: int) -> int:
+    """Batches that each rank takes for a step, so that a step learns from the global batch with fewer ranks too.
+
+    Raises:
+        UsageError: the ranks cannot divide it evenly.
+    """
+    planned = max(world_size, spec.resources.nodes * (spec.resources.processes_per_node or 1))
+    batches = spec.hyperparameters.gradient_accumulation_steps * planned
+    each, left = divmod(batches, world_size)
+    if left:
+        factor = world_size // math.gcd(planned, world_size)
+        raise UsageError(
+            f"spec.hyperparameters.gradientAccumulationSteps: a step has {batches} batches, which {world_size} ranks "
+            "cannot divide evenly",
+            f"set gradientAccumulationSteps to a multiple of {factor}, or run on all {spec.resources.nodes} nodes",
+        )
+    return each
+
+
+def _duration(spec: FineTuneJobSpec, rows: int, world_size: int) -> dict[str, Any]:
+    values = spec.hyperparameters
     # The library lets max_steps override the epochs upwards too; here whichever comes first ends the run.
     batches = math.ceil(math.ceil(rows / values.per_device_batch_size) / world_size)
-    per_epoch = math.ceil(batches / values.gradient_accumulation_steps)
+    per_epoch = math.ceil(batches / accumulation(spec, world_size))
     by_epochs = math.ceil(values.epochs * per_epoch)
     capped = values.max_steps is not None and values.max_steps < by_epochs
     return {

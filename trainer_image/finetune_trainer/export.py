@@ -12,7 +12,7 @@ import torch
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_trainer import verification
-from finetune_trainer.gathering import gathered, put, trainable_state
+from finetune_trainer.gathering import put, trainable_state, whole
 from finetune_trainer.model import Source
 from finetune_trainer.storage import Store
 from finetune_trainer.strategies.base import AdapterStrategy, save_model
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 def collect(session: Session, rebuild: Callable[[], PreTrainedModel]) -> None:
     """Give rank 0 the whole model in place of its shards: what was trained, in a model that is built anew.
 
-    A collective; the others keep their shards, which they may let go.
+    A collective; the others keep their shards, which they may let go. Tensors travel one at a time, so that rank 0 has
+    one whole model at most, and the moments are given up before.
 
     Args:
-        rebuild: gives the model as it was before training.
+        rebuild: gives the model as it was before training; called on rank 0 alone.
 
     Raises:
         VerificationError: it does not answer as the one in shards.
@@ -38,12 +39,15 @@ def collect(session: Session, rebuild: Callable[[], PreTrainedModel]) -> None:
     probe = session.task.probe(trainer.model)
     with trainer.accelerator.autocast():
         expected = verification.logits(trainer.model, probe)
-    state = gathered(trainable_state(trainer.model, trainer.learning))
-    if not trainer.args.should_save:
+    trainer.optimizer.state.clear()
+    model = rebuild() if trainer.args.should_save else None
+    targets = trainable_state(model, trainer.learning) if model is not None else {}
+    for name, tensor in trainable_state(trainer.model, trainer.learning).items():
+        found = whole(tensor)
+        if model is not None:
+            put(targets[name], found)
+    if model is None:
         return
-    model = rebuild()
-    for name, tensor in trainable_state(model, trainer.learning).items():
-        put(tensor, state[name])
     here = {name: tensor.to(model.device) for name, tensor in probe.items()}
     verification.same(expected, verification.logits(model, here), session.compute.dtype, "the gathered model")
     trainer.model = model
@@ -54,14 +58,14 @@ class Exporter:
     """Delivers the trained model of a session to the output's folder.
 
     Args:
-        stop: called between the steps of an export; raises when the pod must go.
+        alive: called between the steps of an export, and while files are on their way; raises when the pod must go.
     """
 
     store: Store
     spec: FineTuneJobSpec
     session: Session
     scratch: Path
-    stop: Callable[[], None]
+    alive: Callable[[], None]
 
     def deliver(self, card: Callable[[str], str]) -> Path:
         """Deliver the adapter or model, and with output.merge the merged model; the session's model is used up.
@@ -88,7 +92,7 @@ class Exporter:
             return delivered
         verification.adapter(strategy, model, delivered, probe, self.session.compute.dtype)
         if self.spec.output.merge:
-            self.stop()
+            self.alive()
             self._deliver_merged(strategy, delivered, {name: tensor.cpu() for name, tensor in probe.items()}, card)
         return delivered
 
@@ -146,9 +150,12 @@ class Exporter:
         uri = f"{self.spec.output.uri.rstrip('/')}/{kind}"
         # What an attempt before this one left, under names that this one may not use, would be part of the model.
         self.store.delete([info.uri for info in self.store.list(uri + "/")])
-        self.store.upload_folder(folder, uri)
-        self.stop()
+        self.store.upload_folder(folder, uri, self._moving)
+        self.alive()
         back = self.scratch / "delivered" / kind
         shutil.rmtree(back, ignore_errors=True)
-        self.store.download(uri + "/", back)
+        self.store.download(uri + "/", back, self._moving)
         return self.store.folder(uri + "/", back)
+
+    def _moving(self, *_: int) -> None:
+        self.alive()

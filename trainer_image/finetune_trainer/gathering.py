@@ -3,16 +3,14 @@ sharded, and everything does nothing then."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 
-from finetune_trainer.learning import let_go, plainly_named
+from finetune_trainer.learning import let_go, plain, plainly_named
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -53,52 +51,10 @@ def trainable_state(model: nn.Module, learning: Collection[str]) -> dict[str, to
     let_go(model)
     state = {name: parameter.detach() for name, parameter in plainly_named(model) if name in learning}
     for prefix, module in model.named_modules():
-        lead = f"{prefix}." if prefix else ""
+        lead = plain(f"{prefix}." if prefix else "")
         own = {name for name, _ in module.named_parameters(recurse=False)}
         if any(lead + name in learning for name in own):
             persistent = module.state_dict(keep_vars=True)
             buffers = {name: buffer for name, buffer in module.named_buffers(recurse=False) if name in persistent}
             state |= {lead + name: buffer.detach() for name, buffer in buffers.items()}
     return state
-
-
-def gathered(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, whole and on the CPU of rank 0; on the others nothing. One at a time is whole on a device."""
-    return dict(_brought(tensors))
-
-
-def _brought(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    keeps = not dist.is_initialized() or dist.get_rank() == 0
-    for name, tensor in tensors.items():
-        found = whole(tensor)
-        if keeps:
-            yield name, found.detach().cpu().contiguous()
-
-
-def gathered_optimizer(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer with its tensors whole and on the CPU, on rank 0; on the others without tensors."""
-    keeps = dist.get_rank() == 0
-    moments: dict[int, dict[str, Any]] = {}
-    for number, values in state["state"].items():
-        tensors = {name: value for name, value in values.items() if torch.is_tensor(value)}
-        plain = {name: value for name, value in values.items() if name not in tensors}
-        moments[number] = plain | gathered(tensors) if keeps else gathered(tensors)
-    return {**state, "state": moments}
-
-
-def spread_optimizer(state: dict[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any]:
-    """A whole optimizer state, which every rank has, with its tensors sharded as their parameters are.
-
-    Args:
-        parameters: of the optimizer, in the order of its groups.
-    """
-
-    def spread(value: Any, like: nn.Parameter) -> Any:
-        fits = torch.is_tensor(value) and isinstance(like, DTensor) and value.shape == like.shape
-        return _share(value, like) if fits else value
-
-    moments = {
-        number: {name: spread(value, parameters[number]) for name, value in values.items()}
-        for number, values in state["state"].items()
-    }
-    return {**state, "state": moments}

@@ -19,9 +19,8 @@ from transformers import TrainerCallback
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-    _Base = Trainer
-else:
-    _Base = object
+COMPILED_PREFIX = "_orig_mod."
+"""What torch.compile puts before the names of a model's parameters."""
 
 
 def learn(model: nn.Module, names: Collection[str]) -> None:
@@ -31,6 +30,11 @@ def learn(model: nn.Module, names: Collection[str]) -> None:
         parameter.requires_grad_(name in names)
         if name not in names:
             parameter.grad = None
+
+
+def plain(name: str) -> str:
+    """The name that a module or parameter had before recomputation or compilation put modules in between."""
+    return name.replace(_CHECKPOINT_PREFIX, "").replace(COMPILED_PREFIX, "")
 
 
 def let_go(model: nn.Module) -> None:
@@ -44,23 +48,8 @@ def let_go(model: nn.Module) -> None:
 
 
 def plainly_named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """All parameters by the names that they had before recomputation of sharded blocks put a module in between."""
-    return ((name.replace(_CHECKPOINT_PREFIX, ""), parameter) for name, parameter in model.named_parameters())
-
-
-class WholeOptimizerMixin(_Base):
-    """Mix in before a Trainer class: its optimizer is restored with all that ever learns.
-
-    Of a sharded one torch passes over what does not learn at the moment: it would lose its moments.
-    """
-
-    learning: frozenset[str]
-    """Names of the parameters that ever learn, whether they do so now or not."""
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        # Whoever pauses some of it does so again when training begins.
-        learn(self.model, self.learning)
-        super()._load_optimizer_and_scheduler(checkpoint)
+    """All parameters by their plain names."""
+    return ((plain(name), parameter) for name, parameter in model.named_parameters())
 
 
 class LeanRecomputationCallback(TrainerCallback):

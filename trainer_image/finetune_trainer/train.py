@@ -22,11 +22,13 @@ from finetune_trainer.arguments import global_batch
 from finetune_trainer.callbacks import trained_seconds
 from finetune_trainer.checkpoints import Checkpoints, Manifest
 from finetune_trainer.checkpoints.catalog import CorruptCheckpointError
-from finetune_trainer.checkpoints.trainer import WEIGHTS_FILE
+from finetune_trainer.checkpoints.gang import gang_of
+from finetune_trainer.checkpoints.trainer import WEIGHTS
 from finetune_trainer.errors import DivergedError, StoppedError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.course import why_to_stop
 from finetune_trainer.export import Exporter, collect
+from finetune_trainer.fabric import locked_memory_warning
 from finetune_trainer.report import Report, card, page
 from finetune_trainer.result import Output, samples, versions
 from finetune_trainer.runtime import load_job
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from finetune_trainer.tasks.trainer import JobTrainer
 
 Restored = tuple[CheckpointRef, Path]
+SLOW_UPLOAD_SECONDS = 5.0
 
 
 class Trained(NamedTuple):
@@ -64,6 +67,8 @@ def main(context: Context) -> None:
     # The reporter tells how far things are; bars that redraw themselves only fill a pod's log.
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
+    if warning := locked_memory_warning(context.job.spec):
+        context.reporter.warn(warning)
     with Store.connect(os.environ) as store:
         output = Output(store, context.job)
         result = output.finished() or _run(context, store, output)
@@ -76,17 +81,14 @@ def _run(context: Context, store: Store, output: Output) -> Result | None:
     """The result, on rank 0."""
     start = Start.of(context, store, output)
     base = start.fetch()
-    checkpoints = _checkpoints(context, store, output, base.digest)
-    try:
+    with _checkpoints(context, store, output, base.digest) as checkpoints:
         if context.is_main:
             checkpoints.refuse_foreign_output()
         session = start.open(base)
         session.trainer.checkpoints = checkpoints
         before = _before(context, session, output)
-        _train(context, session.trainer, checkpoints)
+        _train(context, session.trainer, checkpoints, output)
         trained = _trained(context, session.trainer, checkpoints)
-    finally:
-        checkpoints.close()
     after = _measure(context, session, "the tuned model")
     if session.sharding is Sharding.FSDP:
         context.reporter.stage(Stage.EXPORTING, "gathering the shards")
@@ -114,7 +116,18 @@ def _checkpoints(context: Context, store: Store, output: Output, base_digest: st
         # Asked at every commit: the one setting that may change under a running job.
         keep=lambda: load_job(context.job_file).spec.checkpoint.keep,
         on_commit=lambda checkpoint: context.reporter.update(checkpoint=checkpoint),
+        on_wait=lambda seconds: _tell_wait(context, seconds),
+        gang=gang_of(context),
     )
+
+
+def _tell_wait(context: Context, seconds: float) -> None:
+    """Say that the training waits for the upload of a checkpoint, once it is worth a word."""
+    context.reporter.beat()
+    if seconds >= SLOW_UPLOAD_SECONDS and not context.stop.requested:
+        context.reporter.warn(
+            "training waits for the upload of checkpoints; a larger checkpoint.everySteps makes it wait less"
+        )
 
 
 def _before(context: Context, session: Session, output: Output) -> Measured:
@@ -139,56 +152,50 @@ def _measure(context: Context, session: Session, what: str) -> Measured:
         StoppedError: SIGTERM came.
     """
 
-    def beat() -> None:
-        context.stop.check()
-        context.reporter.beat()
-
     if session.prepared.validation is None:
         return Measured()
     context.reporter.stage(Stage.EVALUATING, what)
-    measured = session.task.measure(session.trainer, beat)
+    measured = session.task.measure(session.trainer, context.alive)
     context.reporter.update(metrics=measured.metrics)
     return measured
 
 
-def _train(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) -> None:
+def _train(context: Context, trainer: JobTrainer, checkpoints: Checkpoints, output: Output) -> None:
     """Train to the last step, from the newest complete checkpoint where there is one.
+
+    A step that is not finite is tried once more, with the same rows: a flaw of the hardware does not come twice, one of
+    the data or the settings does. All ranks decide alike.
 
     Raises:
         StoppedError: SIGTERM ended it; the last step is saved.
         DivergedError: loss or gradient were not finite, the second time from the same checkpoint.
     """
-    restored = _restore(context, checkpoints)
+    folder = context.scratch / "restored"
+    restored = checkpoints.restore(folder, context.reporter.warn)
     # Whether the base was measured in this attempt or in an earlier one must not move the generators.
     set_seed(context.job.spec.hyperparameters.seed)
-    try:
-        _steps(context, trainer, restored)
-    except DivergedError as error:
-        checkpoints.wait()
-        restored = _restore(context, checkpoints)
-        if restored is None:
-            raise
-        # A flaw of the hardware does not come twice; one of the data or the settings does.
-        context.reporter.warn(f"{error.message}; once more from step {restored[0].step}")
-        _steps(context, trainer, restored)
+    tried = collectives.first_says(output.diverged_from)
+    while True:
+        try:
+            _steps(context, trainer, restored)
+            break
+        except DivergedError as error:
+            checkpoints.wait()
+            restored = checkpoints.restore(folder, context.reporter.warn)
+            if restored is None:
+                raise
+            step = restored[0].step
+            if step == tried:
+                message = f"{error.message}, the second time after the checkpoint of step {step}"
+                raise DivergedError(message, error.advice) from error
+            tried = step
+            if context.is_main:
+                output.keep_divergence(step)
+            context.reporter.warn(f"{error.message}; once more from step {step}")
     if context.stop.agreed():
         context.reporter.stage(Stage.SAVING, f"step {trainer.state.global_step}")
         checkpoints.wait()
         raise StoppedError(f"stopped on request after step {trainer.state.global_step}, which is saved")
-
-
-def _restore(context: Context, checkpoints: Checkpoints) -> Restored | None:
-    """The newest complete checkpoint on this node's disk; all ranks go on from the same one, which rank 0 chooses."""
-    folder = context.scratch / "restored"
-    found = collectives.first_says(lambda: checkpoints.restore(folder, context.reporter.warn))
-    if found is None:
-        return None
-    ref, place = found
-
-    def bring() -> Path:
-        return place if context.is_main else checkpoints.fetch_step(ref.step, folder)
-
-    return ref, collectives.node_says(context, bring)
 
 
 def _steps(context: Context, trainer: JobTrainer, restored: Restored | None) -> None:
@@ -214,22 +221,11 @@ def _take_best(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) 
         return last
     checkpoints.wait()
     context.reporter.stage(Stage.EVALUATING, f"fetching step {best}, the best one")
-    folder = context.scratch / "best"
-
-    def fetch() -> Path:
-        return checkpoints.fetch(best, WEIGHTS_FILE, folder)
-
-    def fetch_or_warn() -> Path | None:
-        try:
-            return fetch()
-        except CorruptCheckpointError as error:
-            context.reporter.warn(f"step {best} was the best, but step {last} is delivered: {error.message}")
-            return None
-
-    path = collectives.first_says(fetch_or_warn)
-    if path is None:
+    try:
+        trainer.take_weights(checkpoints.fetch(best, WEIGHTS, context.scratch / "best"))
+    except CorruptCheckpointError as error:
+        context.reporter.warn(f"step {best} was the best, but step {last} is delivered: {error.message}")
         return last
-    trainer.take_weights(collectives.node_says(context, lambda: path if context.is_main else fetch()))
     return best
 
 
@@ -261,7 +257,7 @@ def _deliver(
         warnings=context.reporter.snapshot().warnings,
     )
     context.reporter.stage(Stage.EXPORTING, uri)
-    exporter = Exporter(store, context.job.spec, session, context.scratch, context.stop.check)
+    exporter = Exporter(store, context.job.spec, session, context.scratch, context.alive)
     delivered = exporter.deliver(lambda kind: card(report, kind, session.strategy, session.task))
     report.angles = _angles(context, session, delivered)
     if report.angles:
@@ -278,7 +274,7 @@ def _angles(context: Context, session: Session, delivered: Path) -> list[Angle]:
     if session.strategy.output_kind != "model":
         return []
     try:
-        return measure_angles(session.trainer.model, session.base.folder, delivered, context.stop.check)
+        return measure_angles(session.trainer.model, session.base.folder, delivered, context.alive)
     except OtherModelError:
         return []
 
@@ -302,7 +298,7 @@ def _result(
         trainable_parameters=trainable,
         total_parameters=total,
         world_size=context.world_size,
-        global_batch_size=global_batch(values, context.world_size),
+        global_batch_size=global_batch(context.job.spec, context.world_size),
         learning_rate=values.learning_rate,
         train_seconds=round(trained_seconds(session.trainer), 3),
         tokens=state.num_input_tokens_seen,

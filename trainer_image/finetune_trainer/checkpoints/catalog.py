@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from finetune_trainer.checkpoints.manifest import MANIFEST_FILE, Manifest, step_of, step_uri
+from finetune_trainer.checkpoints.manifest import MANIFEST_FILE, FileEntry, Manifest, step_of, step_uri
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.storage import MissingError, Store
 
@@ -30,35 +30,21 @@ def find(store: Store, root: str, step: int) -> Manifest | None:
     return next((manifest for manifest in complete(store, root) if manifest.step == step), None)
 
 
-def fetch(store: Store, root: str, manifest: Manifest, directory: Path) -> Path:
-    """Download a checkpoint into directory and verify it; the folder with its files, which on a volume is its own.
+def fetch(store: Store, root: str, step: int, files: Sequence[FileEntry], directory: Path) -> Path:
+    """Download files of a checkpoint into directory and verify them; their folder, which on a volume is its own.
 
     Raises:
         CorruptCheckpointError: a file is missing, shorter, or its checksum differs; nothing is left behind.
     """
-    folder = step_uri(root, manifest.step)
+    folder = step_uri(root, step)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     try:
-        paths = [_fetch_file(store, f"{folder}/{file.name}", directory, file.sha256) for file in manifest.files]
+        paths = [_fetch_file(store, f"{folder}/{file.name}", directory, file.sha256) for file in files]
     except CorruptCheckpointError:
         shutil.rmtree(directory)
         raise
     return paths[0].parent
-
-
-def fetch_one(store: Store, root: str, manifest: Manifest, name: str, directory: Path) -> Path:
-    """Download a single file of a checkpoint into directory and verify it.
-
-    Raises:
-        CorruptCheckpointError: it is not there, or its checksum differs.
-    """
-    file = next((file for file in manifest.files if file.name == name), None)
-    if file is None:
-        raise CorruptCheckpointError(f"the checkpoint of step {manifest.step} has no {name}")
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    return _fetch_file(store, f"{step_uri(root, manifest.step)}/{name}", directory, file.sha256)
 
 
 def _fetch_file(store: Store, uri: str, directory: Path, sha256: str) -> Path:
@@ -73,7 +59,7 @@ def _fetch_file(store: Store, uri: str, directory: Path, sha256: str) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as 64 hex digits."""
+    """SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from threading import Thread
+from typing import TYPE_CHECKING
 
-from finetune_api.contract import CheckpointRef, ExitCode
+from finetune_api.contract import CheckpointRef
 from finetune_trainer.checkpoints import catalog
 from finetune_trainer.checkpoints.catalog import CorruptCheckpointError
-from finetune_trainer.checkpoints.manifest import Manifest
-from finetune_trainer.checkpoints.uploader import Answer, Submission
-from finetune_trainer.errors import TrainerError, UsageError, error_of
+from finetune_trainer.checkpoints.delivery import Delivery
+from finetune_trainer.checkpoints.gang import Alone, Gang
+from finetune_trainer.checkpoints.manifest import TENSORS_SUFFIX, FileEntry, Manifest
+from finetune_trainer.checkpoints.uploader import Held, Phase, Request
+from finetune_trainer.errors import UsageError
 from finetune_trainer.storage import Store
+
+if TYPE_CHECKING:
+    import torch
+
+PEER_SECONDS = 10.0
+"""How long a rank that has failed waits for the others to finish the checkpoint that is on its way."""
 
 
 class Checkpoints:
@@ -26,6 +32,8 @@ class Checkpoints:
         identity: job, uid, attempt, world size, base digest and versions, as every manifest of this run states them.
         keep: how many of the newest stay; asked at every commit, since it may change while the job runs.
         on_commit: called from a background thread when a step is complete in the bucket.
+        on_wait: called about every second while the training waits for an upload, with the seconds so far.
+        gang: the ranks that save and restore together.
     """
 
     def __init__(
@@ -33,57 +41,84 @@ class Checkpoints:
         store: Store,
         root: str,
         identity: Manifest,
+        *,
         keep: Callable[[], int],
         on_commit: Callable[[CheckpointRef], None],
+        on_wait: Callable[[float], None] = lambda seconds: None,
+        gang: Gang | None = None,
     ) -> None:
+        # The uploader's process imports this package too, and has no use for torch.
+        from finetune_trainer.checkpoints.staging import Staging
+
+        self.gang = gang or Alone()
         self._store = store
         self._root = root
         self._identity = identity
         self._keep = keep
-        self._on_commit = on_commit
-        self._process: subprocess.Popen[str] | None = None
-        self._in_flight: Thread | None = None
-        self._failure: TrainerError | None = None
+        self._on_wait = on_wait
+        self._staging = Staging(self.gang.rank, self.gang.size, len(self.gang.neighbours))
+        self._delivery = Delivery(self.gang, on_commit)
+        self.waited_seconds = 0.0
+        """How long training has waited for uploads."""
 
     def restore(self, directory: Path, warn: Callable[[str], None]) -> tuple[CheckpointRef, Path] | None:
         """Fetch the newest complete checkpoint into directory; None when there is none.
 
-        A corrupt one is named and the one before it is taken.
+        A corrupt one is named and the one before it is taken, by all ranks.
 
         Raises:
             UsageError: the output holds another job's checkpoints, or the base model is no longer the same.
         """
-        for manifest in catalog.complete(self._store, self._root):
+        found = list(catalog.complete(self._store, self._root)) if self.gang.rank == 0 else []
+        for manifest in self.gang.gather(found)[0]:
             self._refuse_foreign(manifest)
             try:
-                folder = catalog.fetch(self._store, self._root, manifest, directory)
+                folder = self._bring(manifest, manifest.files, directory)
             except CorruptCheckpointError as error:
                 warn(f"checkpoint of step {manifest.step} is corrupt and passed over: {error.message}")
                 continue
             return manifest.ref(self._root), folder
         return None
 
-    def fetch_step(self, step: int, directory: Path) -> Path:
-        """Fetch the whole of one complete step into directory; the folder with its files.
+    def fetch(self, step: int, name: str, directory: Path) -> list[Path]:
+        """Fetch one part of the state of one complete step, in as many files as it has, into directory.
+
+        Args:
+            name: of the files, without what follows it.
 
         Raises:
-            CorruptCheckpointError: it is not there, or not what its manifest says.
+            CorruptCheckpointError: it is not there, or not what its manifest says; on all ranks.
         """
-        return catalog.fetch(self._store, self._root, self._manifest(step), directory)
-
-    def fetch(self, step: int, name: str, directory: Path) -> Path:
-        """Fetch one file of one complete step into directory.
-
-        Raises:
-            CorruptCheckpointError: it is not there, or not what its manifest says.
-        """
-        return catalog.fetch_one(self._store, self._root, self._manifest(step), name, directory)
-
-    def _manifest(self, step: int) -> Manifest:
-        manifest = catalog.find(self._store, self._root, step)
+        manifest = self.gang.gather(catalog.find(self._store, self._root, step) if self.gang.rank == 0 else None)[0]
         if manifest is None:
             raise CorruptCheckpointError(f"there is no complete checkpoint of step {step} in {self._root}")
-        return manifest
+        files = [file for file in manifest.files if file.name.startswith(name) and file.name.endswith(TENSORS_SUFFIX)]
+        if not files:
+            raise CorruptCheckpointError(f"the checkpoint of step {step} has no {name}")
+        folder = self._bring(manifest, files, directory)
+        return sorted(path for file in files if (path := folder / file.name).is_file())
+
+    def _bring(self, manifest: Manifest, files: Sequence[FileEntry], directory: Path) -> Path:
+        """Those of the files that each machine needs; its first rank fetches them for its neighbours.
+
+        Raises:
+            CorruptCheckpointError: a machine has found a flaw; on all ranks.
+        """
+        tried = self.gang.gather(self._try_to_bring(manifest, files, directory))
+        if flaw := next((flaw for _, flaw in tried if flaw), None):
+            raise CorruptCheckpointError(flaw)
+        folder: Path = tried[self.gang.neighbours[0]][0]
+        return folder
+
+    def _try_to_bring(self, manifest: Manifest, files: Sequence[FileEntry], directory: Path) -> tuple[Path, str]:
+        """The folder, which on a volume is its own, and what is wrong with it."""
+        if self.gang.rank != self.gang.neighbours[0]:
+            return directory, ""
+        needed = manifest.needed(files, self.gang.neighbours, self.gang.size)
+        try:
+            return catalog.fetch(self._store, self._root, manifest.step, needed, directory), ""
+        except CorruptCheckpointError as error:
+            return directory, error.message
 
     def refuse_foreign_output(self) -> None:
         """Raise UsageError when the output holds another job's checkpoints; cheap, to be asked before training."""
@@ -104,82 +139,57 @@ class Checkpoints:
                 "put the original model back, or start a new job with another output.uri",
             )
 
-    def submit(self, step: int, folder: Path, best: int | None = None) -> None:
-        """Hand a finished local folder over; it belongs to the uploader from now on.
+    def submit(
+        self, step: int, folder: Path, state: Mapping[str, Mapping[str, torch.Tensor]], best: int | None = None
+    ) -> None:
+        """Stage a step in memory and let it be uploaded; all ranks must call it for the same step.
 
-        Returns at once unless the step before is still on its way: one is in flight at most, so that scratch space
-        stays bounded.
+        Returns when the tensors are copied, unless the step before is still on its way: one is in flight at most, so
+        that memory stays bounded, and the training waits for it.
 
         Args:
+            folder: small files, of the main rank; it belongs to the upload from now on.
+            state: tensors by their names, by the name of their file without its ending.
             best: the step that is kept however old it is.
 
         Raises:
-            TrainerError: the upload of an earlier step failed.
+            TrainerError: the upload of an earlier step failed, or there is no memory to stage this one in.
         """
         self.wait()
-        submission = Submission(
-            folder=str(folder),
+        files = self._staging.stage(state)
+        if self.gang.rank == 0:
+            files += [Held(name=path.name, path=str(path)) for path in sorted(folder.iterdir())]
+        if files:
+            self._delivery.courier.start(self._staging.descriptors)
+        request = Request(
+            phase=Phase.BEGIN,
             root=self._root,
             keep=self._keep(),
             manifest=self._identity.model_copy(update={"step": step, "best": best}),
+            held=files,
         )
-        # Started by this thread, with which it shall die: the kernel's signal goes by thread, not by process.
-        process = self._process or self._start()
-        self._in_flight = Thread(target=self._exchange, args=(process, submission), daemon=True)
-        self._in_flight.start()
+        self._delivery.send(request, folder)
 
     def wait(self) -> None:
         """Wait until nothing is in flight; raises what the upload failed with."""
-        if self._in_flight is not None:
-            self._in_flight.join()
-            self._in_flight = None
-        self.raise_failure()
-
-    def raise_failure(self) -> None:
-        """Raise what an upload failed with, if one did; asked at every step, so that no GPU works for nothing."""
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
+        self.waited_seconds += self._delivery.wait(self._on_wait)
 
     def close(self) -> None:
-        """Wait for the last upload and end the uploader."""
+        """Wait for the last upload, end the uploader and give its memory back."""
         try:
             self.wait()
         finally:
-            if self._process is not None:
-                assert self._process.stdin is not None
-                self._process.stdin.close()
-                self._process.wait()
-                self._process = None
+            self._delivery.courier.close()
+            self._staging.close()
 
-    def _exchange(self, process: subprocess.Popen[str], submission: Submission) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(submission.model_dump_json(by_alias=True) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except OSError:
-            line = ""
-        self._heard(Answer.model_validate_json(line) if line else self._died(process))
+    def __enter__(self) -> Checkpoints:
+        return self
 
-    def _start(self) -> subprocess.Popen[str]:
-        # A process, not a thread: hashing and TLS would take the interpreter lock from the training loop.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer.checkpoints", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self._process
-
-    def _died(self, process: subprocess.Popen[str]) -> Answer:
-        self._process = None
-        code = process.wait()
-        return Answer(exit_code=ExitCode.SOFTWARE, message=f"the process that uploads checkpoints ended with {code}")
-
-    def _heard(self, answer: Answer) -> None:
-        if answer.ref is not None:
-            self._on_commit(answer.ref)
-        else:
-            self._failure = error_of(answer.exit_code, answer.message, answer.advice)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        # What has ended the run is told, not what becomes of its last checkpoint; a peer that is gone never answers.
+        if self._delivery.settle(math.inf if self.gang.size == 1 else PEER_SECONDS):
+            self._delivery.courier.close()
+            self._staging.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from pydantic import Field, ValidationError
 
@@ -10,6 +11,7 @@ from finetune_api.common import Message
 from finetune_api.contract import CheckpointRef
 
 MANIFEST_FILE = "manifest.json"
+TENSORS_SUFFIX = ".safetensors"
 STEP_FOLDER = re.compile(r"/step-(\d{8})/")
 
 
@@ -19,6 +21,7 @@ class FileEntry(Message):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     size: int = Field(ge=0, description="Bytes.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rank: int | None = Field(None, description="Whose part of the state it is; None: every rank needs it.")
 
 
 class Manifest(Message):
@@ -48,6 +51,10 @@ class Manifest(Message):
         except ValidationError:
             return None
         return manifest if manifest.files else None
+
+    def needed(self, files: Sequence[FileEntry], ranks: range, world_size: int) -> list[FileEntry]:
+        """Those of the files that these ranks of so many need: of the parts their own, all where they divide anew."""
+        return [file for file in files if world_size != self.world_size or file.rank is None or file.rank in ranks]
 
 
 def step_uri(root: str, step: int) -> str:

@@ -1,18 +1,18 @@
-"""The background process that takes a step from the scratch folder to the bucket.
+"""The background process that takes what a rank holds of a step from its memory to the bucket.
 
-It reads one submission a line on its standard input and answers each with one line, so that it shares nothing with the
-training process but files: no interpreter lock, no memory, and a lower priority for the processor.
+It reads one request a line on its standard input and answers each with one line, so that it shares nothing with the
+training process but files: no interpreter lock, and a lower priority for the processor. What is staged it reads where
+it lies, in files of memory that it was given; its own memory is bounded by that of transfers.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-
-from pydantic import Field
 
 from finetune_api.common import Message
 from finetune_api.contract import CheckpointRef, ExitCode
@@ -20,67 +20,131 @@ from finetune_trainer.checkpoints import catalog
 from finetune_trainer.checkpoints.manifest import MANIFEST_FILE, FileEntry, Manifest, step_uri
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.preemption import die_with_parent, shield_from_sigterm
-from finetune_trainer.storage import Store
+from finetune_trainer.storage import DiskFullError, Store
 
 NICENESS = 10
 """The optimizer step needs every core more than the upload does."""
 
 
-class Submission(Message):
-    """A step that lies ready in a local folder."""
+class Phase(StrEnum):
+    """What is to be done with a step, in this order; all ranks do one before any does the next."""
 
-    folder: str
+    BEGIN = "begin"
+    """By the main rank: make sure that the step is ours to write, and remove what lies there."""
+    UPLOAD = "upload"
+    """By every rank that holds something."""
+    COMMIT = "commit"
+    """By the main rank: write the manifest, and remove the steps that are no longer kept."""
+
+
+class Held(Message):
+    """A file to upload: its name in the checkpoint, where it lies, and whose part it is."""
+
+    name: str
+    path: str
+    rank: int | None = None
+
+
+class Request(Message):
+    """What to do; the manifest is complete but for its time, and before the commit for its files."""
+
+    phase: Phase
     root: str
-    keep: int
-    manifest: Manifest = Field(description="Complete but for its files and time.")
+    manifest: Manifest
+    keep: int = 1
+    held: list[Held] = []
 
 
 class Answer(Message):
-    """What became of a submission."""
+    """What became of a request."""
 
+    files: list[FileEntry] = []
     ref: CheckpointRef | None = None
     exit_code: int = ExitCode.OK
     message: str = ""
     advice: str = ""
 
+    @property
+    def failed(self) -> bool:
+        return self.exit_code != ExitCode.OK
 
-def commit(store: Store, submission: Submission) -> CheckpointRef:
-    """Upload the files, then the manifest; remove what is no longer kept and the local folder.
+
+def begin(store: Store, request: Request) -> Answer:
+    """Make room for a step.
 
     Raises:
         TrainerError: a newer attempt has already written to this job's checkpoints, or storage refused.
     """
-    root, manifest, folder = submission.root, submission.manifest, Path(submission.folder)
-    _refuse_when_fenced(store, root, manifest)
+    _refuse_when_fenced(store, request)
     # A manifest of an earlier attempt at this step would vouch for files that are being replaced.
-    catalog.remove_step(store, root, manifest.step)
-    target = step_uri(root, manifest.step)
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    entries = [FileEntry(name=path.name, size=path.stat().st_size, sha256=catalog.file_sha256(path)) for path in files]
-    store.upload({f"{target}/{path.name}": path for path in files})
-    manifest = manifest.model_copy(
-        update={"files": entries, "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
-    )
-    store.write_bytes(f"{target}/{MANIFEST_FILE}", manifest.model_dump_json(by_alias=True, indent=1).encode())
+    catalog.remove_step(store, request.root, request.manifest.step)
+    return Answer()
+
+
+def upload(store: Store, request: Request) -> Answer:
+    """Upload what this rank holds; what was uploaded.
+
+    Raises:
+        DiskFullError: the volume is full; of this step nothing of this rank is left on it.
+        TrainerError: storage refused.
+    """
+    folder = step_uri(request.root, request.manifest.step)
+    entries = [_entry(held) for held in request.held]
+    files = {f"{folder}/{held.name}": Path(held.path) for held in request.held}
+    try:
+        store.upload(files)
+    except DiskFullError as error:
+        store.delete(files)
+        raise DiskFullError(
+            f"checkpoint of step {request.manifest.step}: {error.message}",
+            "give the volume of spec.output.uri more room, or keep fewer checkpoints by checkpoint.keep",
+        ) from error
+    return Answer(files=entries)
+
+
+def _entry(held: Held) -> FileEntry:
+    path = Path(held.path)
+    size, sha256 = path.stat().st_size, catalog.file_sha256(path)
+    return FileEntry(name=held.name, size=size, sha256=sha256, rank=held.rank)
+
+
+def commit(store: Store, request: Request) -> Answer:
+    """Make a step exist.
+
+    Raises:
+        TrainerError: a newer attempt has begun to write meanwhile, or storage refused.
+    """
+    _refuse_when_fenced(store, request)
+    root = request.root
+    manifest = request.manifest.model_copy(update={"created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")})
+    data = manifest.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
+    store.write_bytes(f"{step_uri(root, manifest.step)}/{MANIFEST_FILE}", data)
     # Not before now: until this step was complete, another one may have been the best.
-    catalog.retain(store, root, submission.keep, manifest.best)
-    shutil.rmtree(folder)
-    return manifest.ref(root)
+    catalog.retain(store, root, request.keep, manifest.best)
+    return Answer(ref=manifest.ref(root))
 
 
-def _refuse_when_fenced(store: Store, root: str, manifest: Manifest) -> None:
-    newest = next(catalog.complete(store, root), None)
-    if newest is not None and newest.uid == manifest.uid and newest.attempt > manifest.attempt:
+def _refuse_when_fenced(store: Store, request: Request) -> None:
+    newest, ours = next(catalog.complete(store, request.root), None), request.manifest
+    if newest is not None and newest.uid == ours.uid and newest.attempt > ours.attempt:
         raise TrainerError(
-            f"attempt {newest.attempt} of this job already writes to {root}; attempt {manifest.attempt} must end",
+            f"attempt {newest.attempt} of this job already writes to {request.root}; attempt {ours.attempt} must end",
             "this pod was taken for lost and replaced; nothing needs to be done",
         )
 
 
+PHASES: dict[Phase, Callable[[Store, Request], Answer]] = {
+    Phase.BEGIN: begin,
+    Phase.UPLOAD: upload,
+    Phase.COMMIT: commit,
+}
+
+
 def answer(store: Store, line: str) -> Answer:
-    """Handle one submission; a failure is an answer, not an end, since the next step may get through."""
+    """Handle one request; a failure is an answer, not an end: all that failed is told to the training process."""
     try:
-        return Answer(ref=commit(store, Submission.model_validate_json(line)))
+        request = Request.model_validate_json(line)
+        return PHASES[request.phase](store, request)
     except TrainerError as error:
         return Answer(exit_code=error.exit_code, message=error.message, advice=error.advice)
     except Exception as error:  # the border of the process: whatever it is, the trainer must hear of it
@@ -88,7 +152,7 @@ def answer(store: Store, line: str) -> Answer:
 
 
 def main() -> None:
-    """Serve submissions until the training process, whose id is the argument, closes the pipe or dies."""
+    """Serve requests until the training process, whose id is the argument, closes the pipe or dies."""
     shield_from_sigterm()
     # Without its rank it would go on with a step that the next attempt is already replacing.
     die_with_parent(int(sys.argv[1]))

@@ -9,7 +9,6 @@ from transformers import Trainer
 from finetune_trainer.checkpoints.trainer import CheckpointingMixin
 from finetune_trainer.evaluation.held_out import HeldOutMixin
 from finetune_trainer.groups import ParameterGroupsMixin
-from finetune_trainer.learning import WholeOptimizerMixin
 from finetune_trainer.sharding import ShardedMixin
 from finetune_trainer.tasks.finite import FiniteStepsMixin
 from finetune_trainer.tasks.streaming import StreamingMixin
@@ -18,7 +17,6 @@ from finetune_trainer.tasks.streaming import StreamingMixin
 class JobMixin(
     CheckpointingMixin,
     StreamingMixin,
-    WholeOptimizerMixin,
     HeldOutMixin,
     FiniteStepsMixin,
     ShardedMixin,
