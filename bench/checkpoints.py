@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, Trainin
 
 from bench.common import interleaved, median, report
 from bench.training import job, rows
+from bench.transfer import renew_bucket
 from finetune_api import contract
 from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
@@ -238,6 +239,7 @@ def main(pairs: int) -> None:
             contract.ENV_S3_ACCESS_KEY_ID: server.access_key,
             contract.ENV_S3_SECRET_ACCESS_KEY: server.secret_key,
         }
+        renew_bucket(server, "bench")
         resume(folder, pairs)
         bench = Bench(folder)
         bench.full(pairs)
