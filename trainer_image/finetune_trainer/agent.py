@@ -19,6 +19,8 @@ from torch.distributed.elastic.agent.server.api import (
     WorkerState,
 )
 
+from finetune_api.job import FineTuneJob
+from finetune_trainer.causes import CauseRecord
 from finetune_trainer.diagnosis import PeersLostError
 from finetune_trainer.pulse import Pulse
 from finetune_trainer.rendezvous import GangRendezvous
@@ -41,7 +43,7 @@ STATES = {
 class GangAgent(SimpleElasticAgent):
     """Runs the pod's workers to their common end; how each ended is read from `workers` afterwards."""
 
-    def __init__(self, pod: Pod, workers: Workers, stop: StopSignals, patience: float) -> None:
+    def __init__(self, pod: Pod, job: FineTuneJob, workers: Workers, stop: StopSignals, patience: float) -> None:
         rendezvous = GangRendezvous(pod, patience, watch=self._give_up_early)
         spec = WorkerSpec(
             role=ROLE, local_world_size=pod.processes, rdzv_handler=rendezvous, entrypoint=ROLE, max_restarts=0,
@@ -52,7 +54,22 @@ class GangAgent(SimpleElasticAgent):
         os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
         self._pod, self._workers, self._stop = pod, workers, stop
         self._pulse: Pulse | None = None
-        self._supervision = Supervision(pod, workers, stop)
+        self._supervision = Supervision(pod, job, workers, stop, self._hear)
+        self._moves = 0
+
+    @property
+    def stalled(self) -> CauseRecord | None:
+        """Why the workers had to be ended, if they made no progress."""
+        return self._supervision.stalled
+
+    def _hear(self, moved: bool) -> bool:
+        """Whether a rank of the gang has made progress since this was asked last."""
+        if self._pulse is None:
+            return moved
+        if moved:
+            self._pulse.tell_move()
+        known, self._moves = self._moves, self._pulse.moves
+        return moved or self._moves != known
 
     def _listen(self) -> None:
         """Stop with the first pod that is asked to; give up when one is dead. Raises PeersLostError."""
