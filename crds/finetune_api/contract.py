@@ -23,6 +23,10 @@ TERMINATION_LOG = "/dev/termination-log"
 """Where the last word of a pod goes: a TerminationMessage as JSON, at most MAX_TERMINATION_BYTES."""
 VOLUMES_DIR = "/volumes"
 """pvc://claim/path is mounted at /volumes/claim, so it is read at /volumes/claim/path."""
+MODEL_CACHE_DIR = "/model-cache"
+"""Where model.cache is mounted."""
+CACHE_HOST_DIR = "/var/cache/finetune"
+"""The only folder of nodes that a job may mount, with what is below it."""
 CA_BUNDLE_FILE = "/etc/finetune-ca/ca.crt"
 """The custom CA bundle for the S3 endpoint (storage.s3.caBundleConfigMap, key `ca.crt`)."""
 
@@ -62,6 +66,12 @@ ENV_S3_SESSION_TOKEN = "AWS_SESSION_TOKEN"
 ENV_S3_CA_BUNDLE = "AWS_CA_BUNDLE"
 ENV_S3_PATH_STYLE = "FINETUNE_S3_PATH_STYLE"
 """`true` or `false`; the SDKs have no variable for it."""
+
+ENV_HUB_ENDPOINT = "HF_ENDPOINT"
+ENV_HUB_TOKEN = "HF_TOKEN"
+"""In the names that Hugging Face's libraries read. The token is also the key in the Secret."""
+ENV_MODEL_CACHE = "FINETUNE_MODEL_CACHE"
+"""Where the model cache is mounted; absent: the job has none."""
 
 SECRET_KEYS = (ENV_S3_ACCESS_KEY_ID, ENV_S3_SECRET_ACCESS_KEY, ENV_S3_SESSION_TOKEN)
 """Keys read from the Secret that storage.s3.secretName names; the session token is optional."""
@@ -110,6 +120,8 @@ class ExitCode(IntEnum):
     """Accelerator memory exhausted."""
     DIVERGED = 80
     """Loss or gradient not finite, twice from the same checkpoint."""
+    STALLED = 81
+    """No rank made progress for runPolicy.stallTimeoutSeconds; the stacks of all threads lie beside the report."""
 
 
 NEVER_RETRIED = (ExitCode.USAGE, ExitCode.DATA, ExitCode.NOPERM, ExitCode.DIVERGED)
@@ -234,6 +246,7 @@ CAUSE_OF_EXIT_CODE: dict[int, Cause] = {
     ExitCode.NOPERM: Cause.PERMISSION,
     ExitCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
     ExitCode.DIVERGED: Cause.DIVERGED,
+    ExitCode.STALLED: Cause.STALLED,
 }
 
 

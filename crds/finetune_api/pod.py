@@ -15,13 +15,13 @@ from pydantic import Field
 from finetune_api.common import UNIQUE, As, Message, cel, form, keyed_by, not_yet, ruled, rules
 from finetune_api.names import LABEL_KEY, LABELS, LabelValue, ObjectName, Text
 
-RESERVED_VOLUMES = "^(job|scratch|tmp|shm|ca-bundle|claim-[0-9]+)$"
+RESERVED_VOLUMES = "^(job|scratch|tmp|shm|ca-bundle|model-cache|claim-[0-9]+)$"
 """Names of the volumes that every trainer pod has anyway."""
-RESERVED_PATHS = "^/(etc/finetune|etc/finetune-ca|scratch|tmp|dev/shm|volumes)(/.*)?$"
+RESERVED_PATHS = "^/(etc/finetune|etc/finetune-ca|scratch|tmp|dev/shm|volumes|model-cache)(/.*)?$"
 """Where they are mounted."""
 RESERVED_VARIABLES = (
-    "^((FINETUNE|PET|AWS)_.*|HOME|USER|XDG_CACHE_HOME|HF_HOME|HF_HUB_OFFLINE|HF_HUB_DISABLE_TELEMETRY|DO_NOT_TRACK|"
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN|TORCHINDUCTOR_CACHE_DIR|TRITON_CACHE_DIR|PYTHONUNBUFFERED|PYTHONDONTWRITEBYTECODE|"
+    "^((FINETUNE|PET|AWS)_.*|HOME|USER|XDG_CACHE_HOME|HF_HOME|HF_ENDPOINT|HF_TOKEN|HF_HUB_OFFLINE|"
+    "HF_HUB_DISABLE_TELEMETRY|DO_NOT_TRACK|HF_HUB_DISABLE_IMPLICIT_TOKEN|TORCHINDUCTOR_CACHE_DIR|TRITON_CACHE_DIR|PYTHONUNBUFFERED|PYTHONDONTWRITEBYTECODE|"
     "TOKENIZERS_PARALLELISM)$"
 )
 """Variables that the operator sets: one of these in a job would be taken and then lost."""

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from finetune_api.affinity import Affinity, Toleration
 from finetune_api.common import As, Message, cel, form, not_yet, ruled, rules
 from finetune_api.names import LABELS, LabelValue, ObjectName, Text
+from finetune_api.network import EXTENDED_RESOURCE, Network
 from finetune_api.pod import PodTemplate
 
 __all__ = ["Distributed", "PodTemplate", "Preflight", "Resources", "RunPolicy", "Scheduling", "StorageSpec", "Tracking"]
@@ -45,6 +46,16 @@ class Resources(Message):
             at=".gpuProduct",
         ),
         cel(
+            "!has(self.network) || self.network.preset == 'None' || self.nodes > 1",
+            "resources.network is about the way between nodes; set resources.nodes above 1, or remove it",
+            at=".network",
+        ),
+        cel(
+            "!has(self.network) || !(self.network.preset in ['InfiniBand', 'EFA']) || self.gpusPerNode > 0",
+            "this network preset is for GPUs; set resources.gpusPerNode, or resources.network.preset to Sockets",
+            at=".network.preset",
+        ),
+        cel(
             "!has(self.processesPerNode) || self.gpusPerNode == 0 || self.processesPerNode == self.gpusPerNode",
             "every GPU has one process; remove resources.processesPerNode, or set it to resources.gpusPerNode",
             at=".processesPerNode",
@@ -63,9 +74,7 @@ class Resources(Message):
         "nvidia.com/gpu",
         max_length=253,
         description="Name of the GPUs' extended resource.",
-        json_schema_extra=rules(
-            form("^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-A-Za-z0-9_.]+$", "must be an extended resource: domain/name")
-        ),
+        json_schema_extra=rules(EXTENDED_RESOURCE),
     )
     gpu_product: str | None = Field(
         None,
@@ -88,9 +97,7 @@ class Resources(Message):
         description="Size of /dev/shm, counted against memory. auto: an eighth of memory.",
         json_schema_extra=quantity(also="auto"),
     )
-    network: dict[str, Any] | None = Field(
-        None, description="Network presets.", json_schema_extra=not_yet("resources.network", "remove it")
-    )
+    network: Network | None = Field(None, description="The fabric between the nodes; absent: preset None.")
 
 
 class Sharding(str, Enum):
@@ -219,7 +226,9 @@ class Scheduling(Message):
 class Retries(Message):
     """How often a job is started again, by what ended it. Disruptions (preemption, eviction, node loss) are free."""
 
-    infrastructure: int = Field(3, ge=0, le=1000, description="Storage, network, hardware.")
+    infrastructure: int = Field(
+        3, ge=0, le=1000, description="Storage, network, hardware; and standstills, which most often are one of these."
+    )
     application: int = Field(0, ge=0, le=1000, description="Unexpected errors of the program.")
     out_of_memory: int = Field(0, ge=0, le=1000, description="GPU or host memory exhausted.")
 
@@ -250,11 +259,12 @@ class RunPolicy(Message):
         description="Time after which the job fails when its pods do not all run: for lack of nodes, images, volumes. "
         "It begins anew only when they did run, were suspended, or wait in a queue, which is not counted.",
     )
-    stall_timeout_seconds: int | None = Field(
-        None,
+    stall_timeout_seconds: int = Field(
+        1800,
         ge=1,
-        description="Time without progress after which the pods are started again.",
-        json_schema_extra=not_yet("runPolicy.stallTimeoutSeconds", "remove it"),
+        le=604800,
+        description="Time without progress (of any rank: a step, bytes, rows) after which the stacks of all threads "
+        "are written down and the pods are started again, at the expense of retries.infrastructure.",
     )
     ttl_seconds_after_finished: int | None = Field(
         None,

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from finetune_api.common import Message, cel, not_yet, only, ruled, rules
+from finetune_api.common import Message, cel, form, not_yet, only, ruled, rules
+from finetune_api.contract import CACHE_HOST_DIR
+from finetune_api.names import ObjectName
 from finetune_api.uris import DATA_URI, MODEL_URI
 
 
@@ -16,6 +18,43 @@ class AdapterSource(Message):
 
     uri: str = Field(
         max_length=1024, description="Folder with adapter_config.json.", json_schema_extra=rules(MODEL_URI)
+    )
+
+
+class HubSpec(Message):
+    """The hub behind hf://."""
+
+    endpoint: str | None = Field(
+        None,
+        max_length=512,
+        description="URL of a mirror; absent: https://huggingface.co.",
+        json_schema_extra=rules(form("^https?://[^/ ]+.*$", "must be a URL: http://host:port or https://host")),
+    )
+    secret_name: ObjectName | None = Field(
+        None, description="Secret with HF_TOKEN, for private and gated repositories; absent: without a token."
+    )
+
+
+class ModelCache(Message):
+    """Where models are kept for other jobs: filled once, by whichever job comes first, and verified at every use."""
+
+    model_config = ruled(
+        cel("has(self.pvc) != has(self.hostPath)", "set exactly one of cache.pvc and cache.hostPath"),
+    )
+
+    pvc: ObjectName | None = Field(
+        None, description="PersistentVolumeClaim; of more than one node only where it can be mounted by many."
+    )
+    host_path: str | None = Field(
+        None,
+        max_length=256,
+        description="Folder of each node, which user 65532 can write; needs a namespace that admits hostPath volumes.",
+        json_schema_extra=rules(
+            form(
+                f"^{CACHE_HOST_DIR}(/[A-Za-z0-9][-A-Za-z0-9._]*)*$",
+                f"must be {CACHE_HOST_DIR} or a folder below it, which is all that jobs may mount of a node",
+            )
+        ),
     )
 
 
@@ -36,18 +75,28 @@ class Attention(str, Enum):
 class ModelSpec(Message):
     """The model that training starts from."""
 
+    model_config = ruled(
+        cel(
+            "!has(self.hub) || self.uri.startsWith('hf://')",
+            "hub is for models of the hub; remove it, or set model.uri to hf://org/name",
+            at=".hub",
+        ),
+        cel(
+            "!has(self.cache) || !(self.uri.startsWith('pvc://') || self.uri.startsWith('file://'))",
+            "what lies on a volume is read where it is; remove model.cache",
+            at=".cache",
+        ),
+    )
+
     uri: str = Field(
         max_length=1024,
         description="Folder with config.json, *.safetensors and the tokenizer or image processor: s3://bucket/prefix, "
-        "pvc://claim/path or file:///path; or job://name, the model that another job in this namespace delivers.",
-        json_schema_extra=rules(
-            MODEL_URI,
-            cel(
-                "!self.startsWith('hf://')",
-                "hf:// models are not supported yet; copy the model to s3:// or pvc:// and name that",
-            ),
-        ),
+        "hf://org/name@revision (a branch, tag or commit; fixed to its commit by the first attempt), pvc://claim/path "
+        "or file:///path; or job://name, the model that another job in this namespace delivers.",
+        json_schema_extra=rules(MODEL_URI),
     )
+    hub: HubSpec | None = Field(None, description="The hub behind hf://; absent: huggingface.co, without a token.")
+    cache: ModelCache | None = Field(None, description="Keep the model for other jobs; absent: each pod fetches it.")
     adapter: AdapterSource | None = Field(
         None,
         description="Go on from this adapter instead of a new one.",

@@ -90,7 +90,9 @@ class Restarts(Message):
     infrastructure: int = Field(0, description="Storage, network, hardware.")
     application: int = Field(0, description="Unexpected errors of the program.")
     out_of_memory: int = Field(0, description="GPU or host memory exhausted.")
-    stalled: int = Field(0, description="No progress for too long.")
+    stalled: int = Field(
+        0, description="No progress for too long; held against retries.infrastructure, as infrastructure is."
+    )
 
 
 class Incident(Message):

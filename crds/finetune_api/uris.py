@@ -7,8 +7,8 @@ from finetune_api.names import NAME
 
 CLAIM = "pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 MODEL_URI = form(
-    f"^(s3://[^/]+/.+|hf://[^/]+/[^/]+|{CLAIM}(/.*)?|file:///.+|job://{NAME})$",
-    "must be s3://bucket/prefix, pvc://claim/path, file:///path or job://name",
+    f"^(s3://[^/]+/.+|hf://[^/@]+/[^/@]+(@[^/@]+)?|{CLAIM}(/.*)?|file:///.+|job://{NAME})$",
+    "must be s3://bucket/prefix, hf://org/name@revision, pvc://claim/path, file:///path or job://name",
 )
 DATA_URI = form(
     f"^(s3://[^/]+(/.*)?|{CLAIM}(/.*)?|file:///.+)$",

@@ -148,6 +148,9 @@ def _spoken(pod: Object, code: int) -> Failure:
     if code == ExitCode.UNAVAILABLE:
         rank = Rank.PEER
     said = termination_message(pod)
+    if code == ExitCode.STALLED and said is not None and said.rank is None:
+        # All of its ranks waited for others: the culprit is in another pod.
+        rank = Rank.PEER
     if said is None or not said.message:
         text = _foreign(f"The trainer ended with exit code {code}", trainer_state(pod, "terminated") or {})
         return Failure(cause, text, DEFAULT_ADVICE.get(cause, ""), code, rank=rank)

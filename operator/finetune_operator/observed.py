@@ -47,6 +47,8 @@ class Observed:
     preflight_pods: tuple[Object, ...] = ()
     progress: Progress | None = None
     """Newest answer of the trainer, if there is one."""
+    silence: float = 0.0
+    """Seconds since that answer; since the pod was first to be asked, if there is none."""
     refusal: str | None = None
     """Why the Job controller may not create the Job's pods (quota, admission), if it said so."""
     trouble: Trouble | None = None
@@ -298,6 +300,11 @@ def replaces_nothing(workload: Object | None) -> bool:
     if workload is None or finished(workload) or condition(workload, "SuccessCriteriaMet") is not None:
         return True
     return is_suspended(workload) and condition(workload, "Suspended") is not None
+
+
+def has_completed_index(workload: Object) -> bool:
+    """Whether the Job counts a pod as done for good."""
+    return bool((workload.get("status") or {}).get("completedIndexes"))
 
 
 def has_start_time(workload: Object) -> bool:

@@ -18,6 +18,8 @@ PARALLEL_READS = 32
 class _Watched:
     pod: Object
     due: float
+    heard: float
+    """When it answered last; when it was first to be asked, if it never did."""
     progress: Progress | None = None
 
 
@@ -52,9 +54,14 @@ class ProgressPoller:
         """The newest answer of this pod; a pod that is new is asked as soon as the rate allows."""
         watched = self._watched.get(key)
         if watched is None or uid(watched.pod) != uid(pod):
-            watched = self._watched[key] = _Watched(_address(pod), self._clock())
+            watched = self._watched[key] = _Watched(_address(pod), self._clock(), self._clock())
         watched.pod = _address(pod)
         return watched.progress
+
+    def silence(self, key: Key) -> float:
+        """Seconds since the pod of `latest` answered last, or since it was first to be asked, if it never did."""
+        watched = self._watched.get(key)
+        return self._clock() - watched.heard if watched is not None else 0.0
 
     def forget(self, key: Key) -> None:
         self._watched.pop(key, None)
@@ -83,7 +90,10 @@ class ProgressPoller:
         watched.due = self._clock() + self._interval
         async with self._slots:
             progress = await self._cluster.read_progress(watched.pod)
-        if progress is not None and progress != watched.progress:
+        if progress is None:
+            return
+        watched.heard = self._clock()
+        if progress != watched.progress:
             watched.progress = progress
             self._changed(key)
 

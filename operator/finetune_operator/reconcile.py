@@ -69,6 +69,10 @@ class ProgressSource(Protocol):
         """The newest answer of this pod, or None; from now on the pod is asked."""
         ...
 
+    def silence(self, key: Key) -> float:
+        """Seconds since that answer, or since the pod was first to be asked."""
+        ...
+
     def forget(self, key: Key) -> None:
         """The job has no pod that could be asked."""
         ...
@@ -183,7 +187,8 @@ class Reconciler:
         if pod is None:
             self._progress.forget(key)
             return observed
-        return replace(observed, progress=self._progress.latest(key, pod))
+        progress = self._progress.latest(key, pod)
+        return replace(observed, progress=progress, silence=self._progress.silence(key))
 
     async def _observe_preflight(self, key: Key, job: FineTuneJob, observed: Observed) -> Observed:
         found = await self._cluster.read(JOB, Key(key.namespace, preflight_name(key.name)))

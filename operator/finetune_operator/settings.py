@@ -13,6 +13,7 @@ from typing import Any
 ENV_PREFIX = "FINETUNE_OPERATOR_"
 PULL_POLICIES = ("IfNotPresent", "Always", "Never")
 LOG_FORMATS = ("text", "json")
+BOOLEANS = {"true": True, "false": False}
 
 
 class SettingsError(ValueError):
@@ -100,6 +101,11 @@ class Settings:
         "before it gives up its Lease.",
         low=0,
     )
+    infiniband_ipc_lock: bool = _setting(
+        False,
+        "Whether trainer pods with network preset InfiniBand run as root with the capability IPC_LOCK (true or false). "
+        "Needed only where the container runtime limits locked memory; namespaces must allow privileged pods then.",
+    )
     request_timeout_seconds: float = _setting(
         30.0, "Seconds after which an API request counts as failed; the API server itself gives up after 60.", low=1
     )
@@ -142,9 +148,11 @@ def _parse(item: dataclasses.Field[Any], text: str) -> Any:
     try:
         if isinstance(item.default, tuple):
             return tuple(part.strip() for part in text.split(",") if part.strip())
+        if isinstance(item.default, bool):
+            return BOOLEANS[text.lower()]
         parser: Callable[[str], Any] = type(item.default)
         return parser(text)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise SettingsError(f"{_names(item.name)}: {text!r} is no {type(item.default).__name__}") from error
 
 

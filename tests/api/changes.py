@@ -15,7 +15,7 @@ from tests.api.sensible import Object
 MUTABLE = (
     *("spec.suspend", "spec.checkpoint.keep", "spec.runPolicy.retries", "spec.runPolicy.preflight"),
     *("spec.runPolicy.activeDeadlineSeconds", "spec.runPolicy.startDeadlineSeconds"),
-    "spec.runPolicy.ttlSecondsAfterFinished",
+    *("spec.runPolicy.ttlSecondsAfterFinished", "spec.runPolicy.stallTimeoutSeconds"),
 )
 SPEC = job_schema()["properties"]["spec"]
 Field = tuple[str, Any, Schema]

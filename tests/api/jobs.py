@@ -131,7 +131,14 @@ def _of_the_task(task: str) -> Object:
 
 def _everything() -> Object:
     return {
-        "model": {"uri": "s3://models/base", "dtype": "bfloat16", "attention": "sdpa", "trustRemoteCode": True},
+        "model": {
+            "uri": "hf://org/base@main",
+            "hub": {"endpoint": "https://hub.example.com", "secretName": "hub-token"},
+            "cache": {"pvc": "models"},
+            "dtype": "bfloat16",
+            "attention": "sdpa",
+            "trustRemoteCode": True,
+        },
         "hyperparameters": {
             "epochs": 2.5,
             "maxSteps": 500,
@@ -175,6 +182,7 @@ def _everything() -> Object:
             "memory": "16Gi",
             "scratch": "20Gi",
             "sharedMemory": "1Gi",
+            "network": {"preset": "InfiniBand", "interface": "eth0", "resource": "rdma/ib", "devices": 8},
         },
         "distributed": {"sharding": "FSDP", "fsdp": {"reshardAfterForward": False, "cpuOffload": True}},
         "storage": {
@@ -197,6 +205,7 @@ def _everything() -> Object:
             "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": _nodes()}},
         },
         "runPolicy": {
+            "stallTimeoutSeconds": 3600,
             "terminationGracePeriodSeconds": 60,
             "activeDeadlineSeconds": 86400,
             "startDeadlineSeconds": 3600,
@@ -278,6 +287,7 @@ FULLS |= {
     "blocks by their numbers": changed(full("Partial"), {"spec.strategy.select.layers": {"indices": [0, 5]}}),
     "adapters in the last blocks": changed(full("Adapter"), {"spec.strategy.adapter.layers": {"last": 2}}),
     "adapters by numbers": changed(full("Adapter"), {"spec.strategy.adapter.layers": {"indices": [0, 5]}}),
+    "models kept on nodes": changed(full(), {"spec.model.cache": {"hostPath": "/var/cache/finetune/models"}}),
     "an encoder of prompts": changed(
         full("PromptTuning", "Regression"), {"spec.strategy.promptTuning": {"tokens": 8, "encoder": "LSTM"}}
     ),

@@ -14,7 +14,7 @@ PROMPTS = ("PromptTuning", "PrefixTuning")
 
 def sensible(spec: Object) -> Object:
     """The spec itself, changed."""
-    for part in (_strategy, _selection, _data, _evaluation, _training, _hardware, _sharding, _storage, _pod):
+    for part in (_strategy, _selection, _data, _evaluation, _training, _hardware, _sharding, _fabric, _storage, _pod):
         part(spec)
     return spec
 
@@ -110,6 +110,22 @@ def _hardware(spec: Object) -> None:
         _without(spec["model"], "attention")
 
 
+def _fabric(spec: Object) -> None:
+    resources = spec.get("resources", {})
+    network = resources.get("network", {})
+    preset = network.get("preset", "None")
+    if preset != "None" and resources.get("nodes", 1) == 1:
+        _without(resources, "network")
+    elif preset in ("InfiniBand", "EFA") and resources.get("gpusPerNode", 0) == 0:
+        network["preset"] = preset = "Sockets"
+    if preset == "None":
+        _without(network, "interface")
+    if preset != "InfiniBand":
+        _without(network, "resource")
+    if preset not in ("InfiniBand", "EFA"):
+        _without(network, "devices")
+
+
 def _sharding(spec: Object) -> None:
     distributed, hyper = spec.get("distributed", {}), spec.get("hyperparameters", {})
     whole = hyper.get("torchCompile") or "8bit" in hyper.get("optimizer", "")
@@ -122,6 +138,8 @@ def _sharding(spec: Object) -> None:
 
 
 def _storage(spec: Object) -> None:
+    if spec["model"].get("cache") == {}:
+        spec["model"]["cache"] = {"pvc": "models"}
     s3 = spec.get("storage", {}).get("s3", {})
     if "endpoint" not in s3:
         _without(s3, "caBundleConfigMap")

@@ -24,7 +24,7 @@ from tests.e2e.test_install import (
 )
 
 __all__ = ["bucket", "installed"]
-STEPS, EVERY, LOST_AT = 300, 20, 60
+STEPS, EVERY, LOST_AT = 800, 40, 80
 pytestmark = pytest.mark.timeout(2 * TRAINED_SECONDS + READY_SECONDS + 120)
 
 
@@ -38,7 +38,7 @@ def gang(namespace: str, bucket: str, endpoint: str, nodes: int, name: str) -> O
         "output": {"uri": f"s3://{bucket}/{name}"},
         "checkpoint": {"everySteps": EVERY},
     }
-    wire["spec"]["hyperparameters"] |= {"maxSteps": STEPS, "learningRate": 1e-4, "perDeviceBatchSize": 2}
+    wire["spec"]["hyperparameters"] |= {"epochs": 120, "maxSteps": STEPS, "perDeviceBatchSize": 2}
     wire["spec"]["resources"] = {"nodes": nodes, "cpu": "200m", "memory": "2Gi", "scratch": "1Gi"}
     return wire
 

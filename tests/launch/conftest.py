@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,16 +21,20 @@ from finetune_api.contract import TerminationMessage
 from tests.support.gangs import fresh_address
 
 ROOT = Path(__file__).resolve().parents[2]
-JOB = {
+JOB: dict[str, Any] = {
     "metadata": {"name": "tiny", "uid": "u-1"},
     "spec": {
         "task": {"type": "Instruction"},
         "model": {"uri": "file:///model"},
         "dataset": {"uri": "file:///data"},
         "strategy": {"type": "LoRA"},
-        "output": {"uri": "s3://models/out"},
     },
 }
+
+
+def job(output: Path, stall: int) -> dict[str, Any]:
+    places = {"output": {"uri": f"file://{output}"}, "runPolicy": {"stallTimeoutSeconds": stall}}
+    return {**JOB, "spec": {**JOB["spec"], **places}}
 
 
 @dataclass
@@ -92,14 +97,20 @@ StartPod = Callable[..., RunningPod]
 
 @pytest.fixture
 def start_pod(tmp_path: Path) -> Iterator[StartPod]:
-    """Start `start_pod("function of entries", **environment)`; `patience` bounds the wait for the gang."""
+    """Start `start_pod("function of entries, or module:function", **environment)`.
+
+    `patience` bounds the wait for the gang, `stall` is the job's runPolicy.stallTimeoutSeconds.
+    """
     pods: list[RunningPod] = []
 
-    def start(entry: str, patience: float = 60, address: str | None = None, **extra: object) -> RunningPod:
+    def start(
+        entry: str, patience: float = 60, address: str | None = None, stall: int = 1800, **extra: object
+    ) -> RunningPod:
         folder = tmp_path / f"pod-{len(pods)}"
         folder.mkdir()
-        (folder / "job.json").write_text(json.dumps(JOB))
+        (folder / "job.json").write_text(json.dumps(job(tmp_path / "out", stall)))
         address = address or fresh_address()
+        entry = entry if ":" in entry else f"entries:{entry}"
         env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PET_", "FINETUNE_"))},
             "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "crds", "trainer_image")),
@@ -111,7 +122,7 @@ def start_pod(tmp_path: Path) -> Iterator[StartPod]:
             contract.ENV_GRACE_PERIOD: "30",
             **{name: str(value) for name, value in extra.items()},
         }
-        command = [sys.executable, "-m", "tests.launch.start", f"tests.launch.entries:{entry}", str(patience)]
+        command = [sys.executable, "-m", "tests.launch.start", f"tests.launch.{entry}", str(patience)]
         process = subprocess.Popen(
             command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

@@ -165,6 +165,16 @@ def add_up(context: Context) -> None:
     deliver(context)
 
 
+def hang_in_c_with_the_interpreters_lock(context: Context) -> None:
+    """No thread of this process can run any more."""
+    say("training")
+    ctypes.PyDLL(None).sleep(600)
+
+
+def be_stopped(context: Context) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def add_up_again(context: Context) -> None:
     """Collectives without end."""
     import torch

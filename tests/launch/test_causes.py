@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from finetune_api.contract import ExitCode
-from finetune_api.hyperparameters import Hyperparameters
+from finetune_api.defaults import resolve
+from finetune_api.job import FineTuneJob
 from finetune_trainer.causes import (
     CAUSE_FILE_BYTES,
     CauseRecord,
@@ -24,6 +25,7 @@ from finetune_trainer.causes import (
 from finetune_trainer.diagnosis import PeersLostError, classify
 from finetune_trainer.errors import DataError, StoppedError, UnavailableError
 from finetune_trainer.memory import memory_limit, oom_kills
+from tests.launch.conftest import JOB
 
 
 def end(rank: int, error: BaseException) -> WorkerEnd:
@@ -121,11 +123,14 @@ def test_an_understood_error_inside_a_librarys_error_is_found() -> None:
             "perDeviceBatchSize to 2 (now 4) and gradientAccumulationSteps to 8 (now 4)",
         ),
         ({"perDeviceBatchSize": 1, "gradientCheckpointing": False}, "gradientCheckpointing to true"),
-        ({"perDeviceBatchSize": 1, "gradientCheckpointing": True}, "lower hyperparameters.maxLength"),
+        ({"perDeviceBatchSize": 1, "gradientCheckpointing": True}, "use strategy QLoRA"),
     ],
 )
 def test_advice_on_memory_has_the_jobs_own_numbers(values: dict[str, object], advice: str) -> None:
-    record = classify(torch.OutOfMemoryError("CUDA out of memory"), Hyperparameters.from_wire(values))
+    job = FineTuneJob.from_wire(
+        {**JOB, "spec": {**JOB["spec"], "output": {"uri": "s3://b/o"}, "hyperparameters": values}}
+    )
+    record = classify(torch.OutOfMemoryError("CUDA out of memory"), resolve(job))
     assert advice in record.advice
 
 

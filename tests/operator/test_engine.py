@@ -158,6 +158,18 @@ async def test_progress_of_a_replaced_pod_is_forgotten() -> None:
     assert await poller.poll_due() == 0
 
 
+async def test_silence_is_counted_from_the_last_answer() -> None:
+    pods, told, key = Pods(), [], Key("ml", "a")
+    poller = poller_of(pods, told)
+    assert poller.silence(key) == 0
+    poller.latest(key, pod("1"))
+    await poller.poll_due()
+    pods.answer, pods.now = None, 30.0
+    await poller.poll_due()
+    assert poller.silence(key) == 30
+    assert poller.latest(key, pod("1")) is not None
+
+
 # --- settings and endpoints ------------------------------------------------------------------------------------------
 
 

@@ -233,6 +233,23 @@ async def test_a_node_is_not_blamed_for_evictions_and_lost_peers() -> None:
     assert (await world.status())["nodeFailures"] == {}
 
 
+@pytest.mark.parametrize("by_the_user", [False, True])
+async def test_a_rank_that_has_ended_well_is_run_again_with_its_gang(by_the_user: bool) -> None:
+    """As when the node of index 0 dies after the delivery, of which only the others have heard."""
+    world = await gang()
+    world.node.runtime.end((await pod_of(world, 1))["metadata"]["name"], 0)
+    await world.node.settle()
+    await world.settle()
+    if by_the_user:
+        await world.set_suspend(True)
+        await world.settle()
+        await world.set_suspend(False)
+    else:
+        await delete(world, 0)
+    await come_back(world, 2)
+    await check_one_incarnation(world, 2)
+
+
 async def test_a_gang_succeeds_after_an_incident() -> None:
     world = await gang()
     await kill_rank(world, 3)

@@ -256,8 +256,34 @@ def test_the_claim_with_another_runs_angles_is_mounted_too() -> None:
     assert pod["spec"]["volumes"][-1]["persistentVolumeClaim"] == {"claimName": "probes", "readOnly": True}
 
 
-def test_the_hub_is_online_only_where_a_model_of_it_is_named() -> None:
-    assert environment(trainer_of(model={"uri": "hf://org/name"}))["HF_HUB_OFFLINE"] == "0"
+def test_a_hub_is_reached_by_the_trainer_alone_with_a_token_from_the_jobs_secret() -> None:
+    trainer = trainer_of(
+        model={"uri": "hf://org/name", "hub": {"endpoint": "https://mirror.example.com", "secretName": "hub"}}
+    )
+    env = environment(trainer)
+    # The trainer brings a hub's files itself, and no library asks one behind its back.
+    assert (env["HF_HUB_OFFLINE"], env["HF_ENDPOINT"]) == ("1", "https://mirror.example.com")
+    token = next(item for item in trainer["env"] if item["name"] == "HF_TOKEN")
+    assert token["valueFrom"] == {"secretKeyRef": {"name": "hub", "key": "HF_TOKEN"}}
+    assert not {"HF_TOKEN", "HF_ENDPOINT"} & environment(trainer_of(model={"uri": "hf://org/name"})).keys()
+
+
+@pytest.mark.parametrize(
+    ("cache", "source"),
+    [
+        ({"pvc": "models"}, {"persistentVolumeClaim": {"claimName": "models"}}),
+        (
+            {"hostPath": "/var/cache/finetune"},
+            {"hostPath": {"path": "/var/cache/finetune", "type": "DirectoryOrCreate"}},
+        ),
+    ],
+)
+def test_a_model_cache_is_mounted_to_be_written(cache: dict[str, str], source: Object) -> None:
+    pod = pod_of(model={"uri": "s3://models/smol", "cache": cache})
+    assert pod["spec"]["volumes"][-1] == {"name": "model-cache", **source}
+    trainer = pod["spec"]["containers"][0]
+    assert trainer["volumeMounts"][-1] == {"name": "model-cache", "mountPath": "/model-cache"}
+    assert environment(trainer)["FINETUNE_MODEL_CACHE"] == "/model-cache"
 
 
 def test_additions_to_the_pod_come_in_and_cannot_take_the_products_settings_away() -> None:

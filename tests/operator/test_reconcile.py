@@ -53,7 +53,7 @@ async def test_a_job_goes_from_creation_to_success_with_the_trainers_result() ->
     assert status["completionTime"] == "2026-01-01T12:00:00Z"
     assert await world.conditions() == {
         "Valid": "True", "Scheduled": "True", "Running": "False", "Suspended": "False", "Complete": "True",
-        "Failed": "False",
+        "Failed": "False", "Stalled": "False",
     }  # fmt: skip
     assert await world.events() == [("Succeeded", status["message"])]
 

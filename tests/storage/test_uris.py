@@ -14,6 +14,7 @@ from finetune_trainer.storage.uris import Location, glob_regex, parse, relative_
         ("s3://bucket/a b%20c+ü", Location("s3", "bucket", "a b%20c+ü")),
         ("pvc://claim/dir/file", Location("pvc", "claim", "dir/file")),
         ("file:///data/x", Location("file", "", "data/x")),
+        ("hf://org/name@v1/dir/x", Location("hf", "org/name@v1", "dir/x")),
     ],
 )
 def test_a_uri_is_taken_as_written(uri: str, location: Location) -> None:
@@ -24,7 +25,9 @@ def test_a_uri_is_taken_as_written(uri: str, location: Location) -> None:
     ("uri", "words"),
     [
         ("/data/x", "not an address"),
-        ("hf://org/name", "not an address"),
+        ("hf://org", "names no repository"),
+        ("hf://org/@main/x", "names no repository"),
+        ("hub://org/name", "not an address"),
         ("s3:///key", "names no bucket"),
         ("pvc:///key", "names no claim"),
         ("file://host/x", "no absolute path"),

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune_trainer.errors import DivergedError
+from finetune_trainer.result import Output
 from finetune_trainer.session import Start
 from tests.support.jobs import a_context, a_job, a_session, run
 from tests.support.models import changed, save_tiny_llama, state_of
@@ -58,6 +59,44 @@ def test_the_second_time_from_the_same_checkpoint_is_the_last(tmp_path, monkeypa
         with pytest.raises(DivergedError) as caught:
             run(job, context.scratch, 1, context)
         assert "learningRate" in caught.value.advice
+
+
+def test_a_pod_that_is_lost_after_the_first_time_does_not_give_a_third_try(tmp_path, monkeypatch):
+    steps = [5, 5]
+
+    def exploding(*args):
+        session = opened(*args)
+        explode_at(session.trainer, steps)
+        return session
+
+    opened = Start.open
+    monkeypatch.setattr(Start, "open", exploding)
+    job = a_job(tmp_path, checkpoint={"everySteps": 2})
+    lost = Output.keep_divergence
+
+    def lose_the_pod(*args):
+        lost(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Output, "keep_divergence", lose_the_pod)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, tmp_path / "first", 1)
+    with pytest.raises(DivergedError, match="the second time after the checkpoint of step 4"):
+        run(job, tmp_path / "second", 2)
+    assert steps == []
+
+
+def test_after_a_newer_checkpoint_a_step_is_tried_again(tmp_path, monkeypatch):
+    opened, steps = Start.open, [3, 5]
+
+    def exploding(*args):
+        session = opened(*args)
+        explode_at(session.trainer, steps)
+        return session
+
+    monkeypatch.setattr(Start, "open", exploding)
+    assert run(a_job(tmp_path, checkpoint={"everySteps": 2}), tmp_path / "scratch").steps == 6
+    assert steps == []
 
 
 def test_a_run_that_goes_on_after_a_step_that_was_not_finite_ends_with_the_same_weights(tmp_path, monkeypatch):

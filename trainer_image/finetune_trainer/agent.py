@@ -19,6 +19,8 @@ from torch.distributed.elastic.agent.server.api import (
     WorkerState,
 )
 
+from finetune_api.job import FineTuneJob
+from finetune_trainer.causes import CauseRecord
 from finetune_trainer.diagnosis import PeersLostError
 from finetune_trainer.pulse import Pulse
 from finetune_trainer.rendezvous import GangRendezvous
@@ -29,6 +31,7 @@ from finetune_trainer.workers import Workers
 
 FAREWELL_SECONDS = 30.0
 """How long index 0 waits after its success for the others to hear of it."""
+HURRIED_FAREWELL_SECONDS = 5.0
 ROLE = "trainer"
 STATES = {
     Finding.RUNNING: WorkerState.HEALTHY,
@@ -40,7 +43,7 @@ STATES = {
 class GangAgent(SimpleElasticAgent):
     """Runs the pod's workers to their common end; how each ended is read from `workers` afterwards."""
 
-    def __init__(self, pod: Pod, workers: Workers, stop: StopSignals, patience: float) -> None:
+    def __init__(self, pod: Pod, job: FineTuneJob, workers: Workers, stop: StopSignals, patience: float) -> None:
         rendezvous = GangRendezvous(pod, patience, watch=self._give_up_early)
         spec = WorkerSpec(
             role=ROLE, local_world_size=pod.processes, rdzv_handler=rendezvous, entrypoint=ROLE, max_restarts=0,
@@ -51,7 +54,22 @@ class GangAgent(SimpleElasticAgent):
         os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
         self._pod, self._workers, self._stop = pod, workers, stop
         self._pulse: Pulse | None = None
-        self._supervision = Supervision(pod, workers, stop)
+        self._supervision = Supervision(pod, job, workers, stop, self._hear)
+        self._moves = 0
+
+    @property
+    def stalled(self) -> CauseRecord | None:
+        """Why the workers had to be ended, if they made no progress."""
+        return self._supervision.stalled
+
+    def _hear(self, moved: bool) -> bool:
+        """Whether a rank of the gang has made progress since this was asked last."""
+        if self._pulse is None:
+            return moved
+        if moved:
+            self._pulse.tell_move()
+        known, self._moves = self._moves, self._pulse.moves
+        return moved or self._moves != known
 
     def _listen(self) -> None:
         """Stop with the first pod that is asked to; give up when one is dead. Raises PeersLostError."""
@@ -126,8 +144,12 @@ class GangAgent(SimpleElasticAgent):
         if not result_file(self._pod.scratch).exists():
             return
         store.set("delivered", "1")
-        until = time.monotonic() + FAREWELL_SECONDS
-        while store.add("heard", 0) < nodes - 1 and time.monotonic() < until and not self._stop.count:
+        begun = time.monotonic()
+        while store.add("heard", 0) < nodes - 1:
+            # Asked to stop, it still owes them the word: they would count it as lost, and start all over.
+            patience = HURRIED_FAREWELL_SECONDS if self._stop.count else FAREWELL_SECONDS
+            if time.monotonic() - begun > patience:
+                return
             time.sleep(MONITOR_SECONDS)
 
     def _await_delivery(self, store: Any) -> None:

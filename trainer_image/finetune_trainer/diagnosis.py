@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 
 from finetune_api.contract import ExitCode
-from finetune_api.hyperparameters import Hyperparameters
+from finetune_api.job import FineTuneJob
 from finetune_trainer.causes import HOST_MEMORY_ADVICE, PEER_ADVICE, CauseRecord, Kind
 from finetune_trainer.errors import StoppedError, TrainerError, UnavailableError
+from finetune_trainer.estimate.advice import less_memory
 
 BROKEN_COLLECTIVE_SIGNS = (
     "gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout", "process group watchdog",
@@ -28,36 +29,36 @@ class PeersLostError(UnavailableError):
     """Other pods of the gang are gone, or belong to another attempt."""
 
 
-def classify(error: BaseException, values: Hyperparameters | None = None) -> CauseRecord:
+def classify(error: BaseException, job: FineTuneJob | None = None) -> CauseRecord:
     """Describe an exception that ended a worker (or the agent).
 
     Args:
         error: what was raised.
-        values: the job's hyper-parameters, for advice with numbers.
+        job: for advice with its numbers.
     """
-    record = _classify_chain(error, values)
+    record = _classify_chain(error, job)
     record.traceback = "".join(traceback.format_exception(error))
     return record
 
 
-def _classify_chain(error: BaseException, values: Hyperparameters | None) -> CauseRecord:
+def _classify_chain(error: BaseException, job: FineTuneJob | None) -> CauseRecord:
     """Libraries wrap what we raise inside their callbacks, so the explicit causes count too."""
     link: BaseException | None = error
     while link is not None:
-        if known := _known(link, values):
+        if known := _known(link, job):
             return known
         link = link.__cause__
     message = f"{_named(error)}{_place(error.__traceback__)}"
     return _own(ExitCode.SOFTWARE, message, "the whole traceback is in the pod's log")
 
 
-def _known(error: BaseException, values: Hyperparameters | None) -> CauseRecord | None:
+def _known(error: BaseException, job: FineTuneJob | None) -> CauseRecord | None:
     text = str(error).lower()
     kinds = (_of_program, _of_disk, _of_memory, _of_peers, _of_service)
-    return next((record for kind in kinds if (record := kind(error, text, values))), None)
+    return next((record for kind in kinds if (record := kind(error, text, job))), None)
 
 
-def _of_program(error: BaseException, _text: str, _values: Hyperparameters | None) -> CauseRecord | None:
+def _of_program(error: BaseException, _text: str, _job: FineTuneJob | None) -> CauseRecord | None:
     if isinstance(error, TrainerError):
         return _of_trainer_error(error)
     if isinstance(error, KeyboardInterrupt):
@@ -65,30 +66,30 @@ def _of_program(error: BaseException, _text: str, _values: Hyperparameters | Non
     return None
 
 
-def _of_disk(error: BaseException, text: str, _values: Hyperparameters | None) -> CauseRecord | None:
+def _of_disk(error: BaseException, text: str, _job: FineTuneJob | None) -> CauseRecord | None:
     # safetensors and torch.save raise classes of their own with the system's words in them.
     numbered = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return _disk_full(error) if numbered or any(sign in text for sign in DISK_FULL_SIGNS) else None
 
 
-def _of_memory(error: BaseException, text: str, values: Hyperparameters | None) -> CauseRecord | None:
+def _of_memory(error: BaseException, text: str, job: FineTuneJob | None) -> CauseRecord | None:
     if _is_torch(error, "OutOfMemoryError") or any(sign in text for sign in OUT_OF_MEMORY_SIGNS):
         message = f"the accelerator's memory is exhausted: {_first_line(error)}{_place(error.__traceback__)}"
-        return _own(ExitCode.OUT_OF_MEMORY, message, accelerator_advice(values))
+        return _own(ExitCode.OUT_OF_MEMORY, message, _accelerator_advice(job))
     if isinstance(error, MemoryError) or any(sign in text for sign in HOST_MEMORY_SIGNS):
         message = f"the pod's memory is exhausted: {_named(error)}{_place(error.__traceback__)}"
         return _own(ExitCode.OUT_OF_MEMORY, message, HOST_MEMORY_ADVICE)
     return None
 
 
-def _of_peers(error: BaseException, text: str, _values: Hyperparameters | None) -> CauseRecord | None:
+def _of_peers(error: BaseException, text: str, _job: FineTuneJob | None) -> CauseRecord | None:
     if not _is_broken_collective(error, text):
         return None
     message = f"a collective operation broke because a peer is gone: {_first_line(error)}"
     return CauseRecord(kind=Kind.BROKEN, exit_code=ExitCode.UNAVAILABLE, message=message, advice=PEER_ADVICE)
 
 
-def _of_service(error: BaseException, _text: str, _values: Hyperparameters | None) -> CauseRecord | None:
+def _of_service(error: BaseException, _text: str, _job: FineTuneJob | None) -> CauseRecord | None:
     if not isinstance(error, (ConnectionError, TimeoutError)):
         return None
     message = f"a service did not answer: {_named(error)}{_place(error.__traceback__)}"
@@ -106,6 +107,11 @@ def _of_trainer_error(error: TrainerError) -> CauseRecord:
 
 def _own(code: ExitCode, message: str, advice: str) -> CauseRecord:
     return CauseRecord(kind=Kind.OWN, exit_code=code, message=message, advice=advice)
+
+
+def _accelerator_advice(job: FineTuneJob | None) -> str:
+    """How to need less accelerator memory, with the job's own numbers."""
+    return less_memory(job) if job is not None else "lower hyperparameters.perDeviceBatchSize"
 
 
 def _disk_full(error: BaseException) -> CauseRecord:
@@ -161,20 +167,3 @@ def _place(trace: TracebackType | None) -> str:
     own = [frame for frame in frames if ours in frame.filename and not frame.filename.endswith(caller)]
     frame = (own or frames)[-1]
     return f" (in {frame.name}, {Path(frame.filename).name}:{frame.lineno})"
-
-
-def accelerator_advice(values: Hyperparameters | None) -> str:
-    """How to need less accelerator memory for the same global batch, with the job's own numbers."""
-    if values is None:
-        return "lower hyperparameters.perDeviceBatchSize"
-    if values.per_device_batch_size > 1:
-        halved = values.per_device_batch_size // 2
-        factor = -(-values.per_device_batch_size // halved)
-        return (
-            f"set hyperparameters.perDeviceBatchSize to {halved} (now {values.per_device_batch_size}) and "
-            f"gradientAccumulationSteps to {values.gradient_accumulation_steps * factor} "
-            f"(now {values.gradient_accumulation_steps}): the same global batch in less memory"
-        )
-    if not values.gradient_checkpointing:
-        return "set hyperparameters.gradientCheckpointing to true: activations are computed again instead of kept"
-    return "lower hyperparameters.maxLength, use strategy QLoRA, or choose a larger GPU"

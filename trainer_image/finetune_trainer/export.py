@@ -58,14 +58,14 @@ class Exporter:
     """Delivers the trained model of a session to the output's folder.
 
     Args:
-        stop: called between the steps of an export; raises when the pod must go.
+        alive: called between the steps of an export, and while files are on their way; raises when the pod must go.
     """
 
     store: Store
     spec: FineTuneJobSpec
     session: Session
     scratch: Path
-    stop: Callable[[], None]
+    alive: Callable[[], None]
 
     def deliver(self, card: Callable[[str], str]) -> Path:
         """Deliver the adapter or model, and with output.merge the merged model; the session's model is used up.
@@ -92,7 +92,7 @@ class Exporter:
             return delivered
         verification.adapter(strategy, model, delivered, probe, self.session.compute.dtype)
         if self.spec.output.merge:
-            self.stop()
+            self.alive()
             self._deliver_merged(strategy, delivered, {name: tensor.cpu() for name, tensor in probe.items()}, card)
         return delivered
 
@@ -150,9 +150,12 @@ class Exporter:
         uri = f"{self.spec.output.uri.rstrip('/')}/{kind}"
         # What an attempt before this one left, under names that this one may not use, would be part of the model.
         self.store.delete([info.uri for info in self.store.list(uri + "/")])
-        self.store.upload_folder(folder, uri)
-        self.stop()
+        self.store.upload_folder(folder, uri, self._moving)
+        self.alive()
         back = self.scratch / "delivered" / kind
         shutil.rmtree(back, ignore_errors=True)
-        self.store.download(uri + "/", back)
+        self.store.download(uri + "/", back, self._moving)
         return self.store.folder(uri + "/", back)
+
+    def _moving(self, *_: int) -> None:
+        self.alive()

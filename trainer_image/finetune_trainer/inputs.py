@@ -13,8 +13,12 @@ from finetune_api.job import DatasetSpec
 from finetune_trainer.data.sources import NamedFile
 from finetune_trainer.errors import DataError, UsageError
 from finetune_trainer.model import ModelFile, digest, needed
+from finetune_trainer.model_cache import ModelCache
 from finetune_trainer.runtime import Context
 from finetune_trainer.storage import MissingError, ObjectInfo, Store
+
+FETCHED = ("s3://", "hf://")
+"""Addresses of what has to be brought here before it can be read."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +52,37 @@ class StoredFile:
         return self.store.open(self.info.uri, scattered=scattered, info=self.info)
 
 
-def fetch_model(context: Context, store: Store, refuse: Callable[[set[str]], None]) -> BaseFiles:
-    """Bring the model's files here; those of volumes and folders stay where they are.
+def fetch_model(context: Context, store: Store, uri: str, refuse: Callable[[set[str]], None]) -> BaseFiles:
+    """Bring the model's files here, into the job's cache where it has one; those of volumes and folders stay where they
+    are.
 
     Args:
+        uri: spec.model.uri, or what it means for ever.
         refuse: raises UsageError when the names of the files show that something is missing.
 
     Raises:
         UsageError: there is no model that can be trained.
     """
-    uri = context.job.spec.model.uri.rstrip("/")
+    uri = uri.rstrip("/")
     try:
         infos = {info.uri[len(uri) + 1 :]: info for info in store.list(uri + "/")}
         files = needed([ModelFile(name, info.size, info.etag) for name, info in infos.items() if "/" not in name], uri)
         refuse({file.name for file in files})
-        folder = context.scratch / "model"
-        for file in files:
-            store.download(infos[file.name].uri, folder, _reported(context, f"model {file.name}"))
     except MissingError as error:
         raise UsageError(f"spec.model.uri: {error.message}", error.advice) from error
-    return BaseFiles(store.folder(uri + "/", folder), digest(files))
+
+    def fetch(folder: Path) -> None:
+        for file in files:
+            store.download(infos[file.name].uri, folder, _reported(context, f"model {file.name}"))
+
+    name = digest(files)
+    cache = ModelCache.of(context) if uri.startswith(FETCHED) else None
+    cached = cache.folder(name, uri, fetch) if cache is not None else None
+    if cached is not None:
+        return BaseFiles(cached, name)
+    folder = context.scratch / "model"
+    fetch(folder)
+    return BaseFiles(store.folder(uri + "/", folder), name)
 
 
 def fetch_dataset(context: Context, store: Store) -> tuple[list[NamedFile] | list[StoredFile], list[NamedFile]]:

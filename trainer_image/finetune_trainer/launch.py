@@ -16,12 +16,15 @@ from typing import NoReturn
 
 from finetune_api import contract
 from finetune_api.contract import ExitCode, Progress, Result, TerminationMessage
-from finetune_trainer.causes import CauseRecord, Kind, causes_folder, root_cause
+from finetune_api.job import FineTuneJob
+from finetune_trainer.causes import CauseRecord, Kind, cause_file, root_cause
 from finetune_trainer.diagnosis import classify
 from finetune_trainer.errors import TrainerError, UsageError
+from finetune_trainer.heartbeat import heartbeat_file
 from finetune_trainer.memory import oom_kills
 from finetune_trainer.progress import read_progress
 from finetune_trainer.runtime import Pod, load_job, progress_file, result_file
+from finetune_trainer.stacks import stacks_file
 from finetune_trainer.stop_signals import StopRequested, StopSignals
 from finetune_trainer.supervision import run_alone
 from finetune_trainer.termination import failure_message, success_message, write_termination
@@ -61,11 +64,11 @@ def _run(
 ) -> Result | CauseRecord | None:
     """The result (on the pod with index 0), or the cause of the failure."""
     _prepare_scratch(pod)
-    load_job(pod.job_file)
+    job = load_job(pod.job_file)
     killed_before = oom_kills()
     workers = Workers(entrypoint, pod, started_at)
     try:
-        stumbled = _supervise(pod, workers, stop, rendezvous_seconds)
+        stumbled = _supervise(pod, job, workers, stop, rendezvous_seconds)
     finally:
         stop.defer()
         workers.kill()
@@ -82,19 +85,21 @@ def _run(
     return cause
 
 
-def _supervise(pod: Pod, workers: Workers, stop: StopSignals, rendezvous_seconds: float) -> CauseRecord | None:
-    """Run the agent to the end of all workers; returns what it stumbled over itself."""
+def _supervise(
+    pod: Pod, job: FineTuneJob, workers: Workers, stop: StopSignals, rendezvous_seconds: float
+) -> CauseRecord | None:
+    """Run the agent to the end of all workers; returns what it stumbled over itself, a standstill included."""
     try:
         if pod.world_size == 1:
-            run_alone(pod, workers, stop)
-        else:
-            # Imports torch, while the workers import theirs.
-            from finetune_trainer.agent import GangAgent
+            return run_alone(pod, job, workers, stop)
+        # Imports torch, while the workers import theirs.
+        from finetune_trainer.agent import GangAgent
 
-            GangAgent(pod, workers, stop, rendezvous_seconds).run()
+        agent = GangAgent(pod, job, workers, stop, rendezvous_seconds)
+        agent.run()
+        return agent.stalled
     except Exception as error:
         return _explain(error)
-    return None
 
 
 def _explain(error: BaseException) -> CauseRecord:
@@ -125,7 +130,8 @@ def _prepare_scratch(pod: Pod) -> None:
     """Nothing of an earlier run in the same folder may speak for this one."""
     try:
         pod.scratch.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(causes_folder(pod.scratch), ignore_errors=True)
+        for file in (cause_file, heartbeat_file, stacks_file):
+            shutil.rmtree(file(pod.scratch, 0).parent, ignore_errors=True)
         for file in (result_file(pod.scratch), progress_file(pod.scratch)):
             file.unlink(missing_ok=True)
     except PermissionError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune_api.contract import MAX_WARNING, MAX_WARNINGS, Progress, Stage
+from finetune_trainer.heartbeat import Heartbeat
 
 WINDOW = 128
 """Samples over which speed is measured: long enough to hold an evaluation, short enough to be about now."""
@@ -57,14 +58,18 @@ class Reporter:
         attempt: the number of this incarnation.
         rank: only rank 0 writes log lines and the progress file.
         file: where the agent finds the last state of a worker that was killed; None: nowhere.
+        heartbeat: counts the signs of life for the agent, which ends ranks that give none.
     """
 
-    def __init__(self, attempt: int = 1, rank: int = 0, file: Path | None = None) -> None:
+    def __init__(
+        self, attempt: int = 1, rank: int = 0, file: Path | None = None, heartbeat: Heartbeat | None = None
+    ) -> None:
         self._lock = threading.Lock()
         self._progress = Progress(attempt=attempt, updated_at=_now())
         self._history: deque[Sample] = deque(maxlen=WINDOW)
         self._rank = rank
         self._file = file if rank == 0 else None
+        self._heartbeat = heartbeat
         self._beaten = time.monotonic()
         self._logged = self._written = -math.inf
 
@@ -104,6 +109,8 @@ class Reporter:
     def beat(self) -> None:
         """A sign of life of the training thread; without one for long the run counts as stalled."""
         self._beaten = time.monotonic()
+        if self._heartbeat is not None:
+            self._heartbeat.beat()
 
     def warn(self, text: str) -> None:
         """Add a warning for the user, once; the oldest make room."""

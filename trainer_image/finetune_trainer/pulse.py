@@ -1,4 +1,6 @@
-"""What the agents of a gang tell each other while their workers run: that they live, and that one was asked to stop.
+"""What the agents of a gang tell each other while their workers run.
+
+That they live, that their ranks make progress, and that one was asked to stop.
 
 A dead process breaks its connections at once. A dead node breaks none: without this its peers would wait in their
 collectives, or for ranks that never come, until TCP or torch gives up, which takes from minutes to an hour.
@@ -31,13 +33,15 @@ class Pulse:
 
     Attributes:
         beats: how often the store has been spoken to.
+        moves: how often a pod of the gang has told of progress.
     """
 
     def __init__(self, pod: Pod, address: str, port: int) -> None:
         self._pod, self._address, self._port = pod, address, port
         self._asked = self._stopped = False
         self._over = False
-        self.beats = 0
+        self.beats = self.moves = 0
+        self._moved = False
         self._wake = threading.Event()
         self._silent = ""
         self._broken_at: float | None = None
@@ -51,6 +55,10 @@ class Pulse:
         if not self._asked:
             self._asked = True
             self._wake.set()
+
+    def tell_move(self) -> None:
+        """A rank of this pod has made progress: the others hear of it with the next beat."""
+        self._moved = True
 
     @property
     def stopped(self) -> bool:
@@ -88,6 +96,8 @@ class Pulse:
 
     def _beat(self, store: Store) -> None:
         store.add(f"beat/{self._pod.node_rank}", 1)
+        moved, self._moved = self._moved, False
+        self.moves = store.add("moves", int(moved))
         if self._asked:
             store.set("stop", "1")
         self._stopped = self._stopped or store.check(["stop"])

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 CHOICE_FILE = "report/choice.safetensors"
+PIN_FILE = "report/model.json"
+DIVERGENCE_FILE = "report/divergence.json"
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "finetune-operator")
 
@@ -29,6 +31,20 @@ class Baseline(Measured):
     lose."""
 
     uid: str
+
+
+class Divergence(Message):
+    """After which checkpoint a step was not finite: tried again once, over all attempts of a job."""
+
+    uid: str
+    checkpoint: int
+
+
+class Pin(Message):
+    """Which model a job is trained from, where its address may come to mean another one."""
+
+    uid: str
+    uri: str
 
 
 class Output:
@@ -74,6 +90,32 @@ class Output:
     def keep_baseline(self, measured: Measured) -> None:
         """Keep it for later attempts."""
         self.write("report/baseline.json", Baseline(uid=self._job.metadata.uid, **measured.model_dump()))
+
+    def pinned(self) -> str | None:
+        """Where an earlier attempt of this job has found its model."""
+        data = self._read(PIN_FILE)
+        try:
+            pin = Pin.model_validate_json(data) if data else None
+        except ValidationError:
+            return None
+        return pin.uri if pin and pin.uid == self._job.metadata.uid else None
+
+    def keep_pin(self, uri: str) -> None:
+        """Keep it for later attempts."""
+        self.write(PIN_FILE, Pin(uid=self._job.metadata.uid, uri=uri))
+
+    def diverged_from(self) -> int | None:
+        """The step of the checkpoint after which this job has diverged, in this attempt or an earlier one."""
+        data = self._read(DIVERGENCE_FILE)
+        try:
+            found = Divergence.model_validate_json(data) if data else None
+        except ValidationError:
+            return None
+        return found.checkpoint if found and found.uid == self._job.metadata.uid else None
+
+    def keep_divergence(self, checkpoint: int) -> None:
+        """Keep it for later attempts; before the steps are tried again, so that a pod that is lost meanwhile counts."""
+        self.write(DIVERGENCE_FILE, Divergence(uid=self._job.metadata.uid, checkpoint=checkpoint))
 
     def choice(self) -> dict[str, torch.Tensor]:
         """What the strategy chose in an earlier attempt of this job; empty where it has not chosen yet."""

@@ -64,6 +64,12 @@ class Pod:
         return pod
 
     @property
+    def ranks(self) -> range:
+        """The global ranks of this pod."""
+        first = self.node_rank * self.processes
+        return range(first, first + self.processes)
+
+    @property
     def world_size(self) -> int:
         """Ranks of the whole job."""
         return self.nodes * self.processes
@@ -113,6 +119,11 @@ class Context:
             reporter=reporter or Reporter(pod.attempt, rank, progress_file(pod.scratch)),
             started_at=float(env.get(ENV_STARTED_AT, time.time())),
         )
+
+    def alive(self) -> None:
+        """Say between two pieces of long work that it goes on; raises StoppedError where the pod was asked to stop."""
+        self.stop.check()
+        self.reporter.beat()
 
     @property
     def is_main(self) -> bool:

@@ -15,16 +15,17 @@ from finetune_api.job import Weights
 from finetune_api.run import Sharding
 from finetune_trainer.arguments import accumulation, common_arguments, global_batch, refuse_what_cannot_work
 from finetune_trainer.callbacks import CourseCallback, ProgressCallback, StopCallback, StopwatchCallback
-from finetune_trainer.collectives import assemble, first_says, in_turn
+from finetune_trainer.collectives import all_say, assemble, first_says, in_turn
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.stream import Stream
+from finetune_trainer.errors import UnavailableError
 from finetune_trainer.estimate.estimate import Estimator
 from finetune_trainer.estimate.sharding import choose_sharding
 from finetune_trainer.estimate.sketch import Sketch
 from finetune_trainer.evaluation.course import Watch
 from finetune_trainer.groups import peak_rates, spared
 from finetune_trainer.hardware import Compute
-from finetune_trainer.inputs import BaseFiles, fetch_beside, fetch_dataset, fetch_model
+from finetune_trainer.inputs import FETCHED, BaseFiles, fetch_beside, fetch_dataset, fetch_model
 from finetune_trainer.learning import LeanRecomputationCallback, allow_pauses, await_what_learns
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
 from finetune_trainer.quantization import store_as
@@ -95,7 +96,19 @@ class Start:
     def fetch(self) -> BaseFiles:
         """The base model's files; raises UsageError when they are no model that can be trained."""
         with in_turn(self.context, "model"):
-            return fetch_model(self.context, self.store, self.task.refuse_files)
+            return fetch_model(self.context, self.store, self._place(), self.task.refuse_files)
+
+    def _place(self) -> str:
+        """Where the model is, for all attempts: a branch of a hub may go on, a job's base may not."""
+        context, spec = self.context, self.context.job.spec.model
+        if not spec.uri.startswith("hf://"):
+            return spec.uri
+        pinned = self.output.pinned()
+        if pinned is None:
+            pinned = self.store.pin(spec.uri)
+            if context.is_main:
+                self.output.keep_pin(pinned)
+        return pinned
 
     def open(self, base: BaseFiles) -> Session:
         """Prepare everything up to the first step.
@@ -113,6 +126,7 @@ class Start:
             task.configure(config)
             self.strategy.gather(partial(fetch_beside, self.context, self.store), base.folder)
         assemble(self.context, cuda=self.compute.hardware.cuda)
+        self._refuse_different(base)
         sharding = self._sharding(base)
         loaded = self._model(base, config, sharding)
         self.context.stop.check()
@@ -144,6 +158,15 @@ class Start:
         words = "replicated (DDP)" if sharding is Sharding.DDP else "in shards (FSDP)"
         context.reporter.stage(Stage.LOADING, f"{context.world_size} ranks hold the model {words}")
         return sharding
+
+    def _refuse_different(self, base: BaseFiles) -> None:
+        """Every node has fetched for itself; what was replaced in between may differ."""
+        uri = self.context.job.spec.model.uri
+        if uri.startswith(FETCHED) and len(set(all_say(base.digest))) > 1:
+            raise UnavailableError(
+                f"{uri} was replaced while the nodes were fetching it",
+                "the next attempt reads the new one; name a commit, as in hf://org/name@commit, to rule it out",
+            )
 
     def _prepare(self) -> Prepared:
         context = self.context

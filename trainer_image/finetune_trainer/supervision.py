@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 
 from finetune_api.contract import ExitCode
+from finetune_api.job import FineTuneJob
+from finetune_trainer.causes import CauseRecord
 from finetune_trainer.preemption import HURRY_SECONDS, stop_budget
 from finetune_trainer.runtime import Pod
+from finetune_trainer.stalls import StallWatch, allowed_seconds, end_of_patience
 from finetune_trainer.stop_signals import StopSignals
 from finetune_trainer.workers import Workers
 
@@ -29,10 +32,21 @@ class Finding(Enum):
 
 
 class Supervision:
-    """Looks after the released workers of a pod."""
+    """Looks after the released workers of a pod.
 
-    def __init__(self, pod: Pod, workers: Workers, stop: StopSignals) -> None:
-        self._pod, self._workers, self._stop = pod, workers, stop
+    Args:
+        hear: told whether a rank of this pod has made progress; tells whether one of the gang has.
+
+    Attributes:
+        stalled: why the workers had to be ended, if they made no progress.
+    """
+
+    def __init__(
+        self, pod: Pod, job: FineTuneJob, workers: Workers, stop: StopSignals, hear: Callable[[bool], bool] = bool
+    ) -> None:
+        self._pod, self._job, self._workers, self._stop = pod, job, workers, stop
+        self._watch = StallWatch(pod.scratch, pod.ranks, allowed_seconds(pod, job), hear)
+        self.stalled: CauseRecord | None = None
         self._deadline: float | None = None
         self._forwarded = 0
         self._stopped_with_peers = False
@@ -57,7 +71,7 @@ class Supervision:
 
     def settle(self) -> None:
         """End what is left: after a failure the peers may say what they saw, after the deadline nothing more."""
-        if not self._late():
+        if not self._late() and self.stalled is None:
             self._workers.wait(until=time.monotonic() + PEER_SECONDS)
         self._workers.kill()
 
@@ -74,7 +88,14 @@ class Supervision:
         """A rank that ended by request (of any pod of the gang) will be followed by its peers when they have saved."""
         if ExitCode.TEMPFAIL in ended.values() and self._deadline is None:
             self._allow(stop_budget(self._pod.grace_seconds))
-        return Finding.FAILED if self._late() else Finding.RUNNING
+        return Finding.FAILED if self._late() or self._hangs() else Finding.RUNNING
+
+    def _hangs(self) -> bool:
+        """Whether patience is over. Not while they stop: that has a deadline of its own."""
+        seconds = self._watch.overdue() if self._deadline is None else None
+        if seconds is not None:
+            self.stalled = end_of_patience(self._pod, self._job, self._workers.processes, seconds)
+        return self.stalled is not None
 
     def _allow(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -84,15 +105,16 @@ class Supervision:
         return self._deadline is not None and time.monotonic() > self._deadline
 
 
-def run_alone(pod: Pod, workers: Workers, stop: StopSignals) -> None:
-    """Run the only worker of a job to its end.
+def run_alone(pod: Pod, job: FineTuneJob, workers: Workers, stop: StopSignals) -> CauseRecord | None:
+    """Run the only worker of a job to its end; why that had to be brought about, if it made no progress.
 
     Without torch's agent: there is no gang to gather, and importing torch here would cost a lone rank 220 MB of the
     pod's memory and, on busy cores, two seconds of its own imports.
     """
-    supervision = Supervision(pod, workers, stop)
+    supervision = Supervision(pod, job, workers, stop)
     stop.defer()
     workers.release(0, {})
     while supervision.look() is Finding.RUNNING:
         time.sleep(MONITOR_SECONDS)
     supervision.settle()
+    return supervision.stalled

@@ -28,6 +28,7 @@ from finetune_trainer.errors import DivergedError, StoppedError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.course import why_to_stop
 from finetune_trainer.export import Exporter, collect
+from finetune_trainer.fabric import locked_memory_warning
 from finetune_trainer.report import Report, card, page
 from finetune_trainer.result import Output, samples, versions
 from finetune_trainer.runtime import load_job
@@ -66,6 +67,8 @@ def main(context: Context) -> None:
     # The reporter tells how far things are; bars that redraw themselves only fill a pod's log.
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
+    if warning := locked_memory_warning(context.job.spec):
+        context.reporter.warn(warning)
     with Store.connect(os.environ) as store:
         output = Output(store, context.job)
         result = output.finished() or _run(context, store, output)
@@ -84,7 +87,7 @@ def _run(context: Context, store: Store, output: Output) -> Result | None:
         session = start.open(base)
         session.trainer.checkpoints = checkpoints
         before = _before(context, session, output)
-        _train(context, session.trainer, checkpoints)
+        _train(context, session.trainer, checkpoints, output)
         trained = _trained(context, session.trainer, checkpoints)
     after = _measure(context, session, "the tuned model")
     if session.sharding is Sharding.FSDP:
@@ -149,20 +152,19 @@ def _measure(context: Context, session: Session, what: str) -> Measured:
         StoppedError: SIGTERM came.
     """
 
-    def beat() -> None:
-        context.stop.check()
-        context.reporter.beat()
-
     if session.prepared.validation is None:
         return Measured()
     context.reporter.stage(Stage.EVALUATING, what)
-    measured = session.task.measure(session.trainer, beat)
+    measured = session.task.measure(session.trainer, context.alive)
     context.reporter.update(metrics=measured.metrics)
     return measured
 
 
-def _train(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) -> None:
+def _train(context: Context, trainer: JobTrainer, checkpoints: Checkpoints, output: Output) -> None:
     """Train to the last step, from the newest complete checkpoint where there is one.
+
+    A step that is not finite is tried once more, with the same rows: a flaw of the hardware does not come twice, one of
+    the data or the settings does. All ranks decide alike.
 
     Raises:
         StoppedError: SIGTERM ended it; the last step is saved.
@@ -172,16 +174,24 @@ def _train(context: Context, trainer: JobTrainer, checkpoints: Checkpoints) -> N
     restored = checkpoints.restore(folder, context.reporter.warn)
     # Whether the base was measured in this attempt or in an earlier one must not move the generators.
     set_seed(context.job.spec.hyperparameters.seed)
-    try:
-        _steps(context, trainer, restored)
-    except DivergedError as error:
-        checkpoints.wait()
-        restored = checkpoints.restore(folder, context.reporter.warn)
-        if restored is None:
-            raise
-        # A flaw of the hardware does not come twice; one of the data or the settings does.
-        context.reporter.warn(f"{error.message}; once more from step {restored[0].step}")
-        _steps(context, trainer, restored)
+    tried = collectives.first_says(output.diverged_from)
+    while True:
+        try:
+            _steps(context, trainer, restored)
+            break
+        except DivergedError as error:
+            checkpoints.wait()
+            restored = checkpoints.restore(folder, context.reporter.warn)
+            if restored is None:
+                raise
+            step = restored[0].step
+            if step == tried:
+                message = f"{error.message}, the second time after the checkpoint of step {step}"
+                raise DivergedError(message, error.advice) from error
+            tried = step
+            if context.is_main:
+                output.keep_divergence(step)
+            context.reporter.warn(f"{error.message}; once more from step {step}")
     if context.stop.agreed():
         context.reporter.stage(Stage.SAVING, f"step {trainer.state.global_step}")
         checkpoints.wait()
@@ -247,7 +257,7 @@ def _deliver(
         warnings=context.reporter.snapshot().warnings,
     )
     context.reporter.stage(Stage.EXPORTING, uri)
-    exporter = Exporter(store, context.job.spec, session, context.scratch, context.stop.check)
+    exporter = Exporter(store, context.job.spec, session, context.scratch, context.alive)
     delivered = exporter.deliver(lambda kind: card(report, kind, session.strategy, session.task))
     report.angles = _angles(context, session, delivered)
     if report.angles:
@@ -264,7 +274,7 @@ def _angles(context: Context, session: Session, delivered: Path) -> list[Angle]:
     if session.strategy.output_kind != "model":
         return []
     try:
-        return measure_angles(session.trainer.model, session.base.folder, delivered, context.stop.check)
+        return measure_angles(session.trainer.model, session.base.folder, delivered, context.alive)
     except OtherModelError:
         return []
 

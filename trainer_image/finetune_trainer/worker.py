@@ -16,14 +16,16 @@ from io import TextIOBase
 from typing import NoReturn, TextIO
 
 from finetune_api import contract
-from finetune_api.hyperparameters import Hyperparameters
+from finetune_api.job import FineTuneJob
 from finetune_trainer.causes import CauseRecord, Kind, cause_file, reserve_cause_file, traceback_file, write_cause
 from finetune_trainer.diagnosis import classify
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.heartbeat import Heartbeat, heartbeat_file
 from finetune_trainer.preemption import StopFlag, die_with_parent, tame_forked_children
 from finetune_trainer.progress import Reporter
 from finetune_trainer.progress_server import serve
 from finetune_trainer.runtime import Context, Pod, load_job, progress_file
+from finetune_trainer.stacks import answer_with_stacks, stacks_file
 
 LONE_RANK_FORGETS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """accelerate starts a process group wherever it sees these, be it that launch itself was started with them."""
@@ -68,17 +70,19 @@ def main() -> NoReturn:
     pod = Pod.from_environment()
     stop = StopFlag(pod.grace_seconds)
     stop.install()
+    stacks = answer_with_stacks(stacks_file(pod.scratch, rank), rank)
     if pod.world_size == 1:
         for name in LONE_RANK_FORGETS:
             os.environ.pop(name, None)
     _prepare_streams(pod.world_size, rank)
     reserve_cause_file(cause_file(pod.scratch, rank))
-    reporter = Reporter(pod.attempt, rank, progress_file(pod.scratch))
+    reporter = Reporter(pod.attempt, rank, progress_file(pod.scratch), Heartbeat(heartbeat_file(pod.scratch, rank)))
     code = 0
     try:
         _run(entrypoint, channel, stop, reporter)
     except BaseException as error:
         code = _record_end(error, pod, rank, reporter)
+    stacks.close()
     _leave(code)
 
 
@@ -126,7 +130,7 @@ def _record_end(error: BaseException, pod: Pod, rank: int, reporter: Reporter) -
         message = f"the program exited by itself with {error.code!r}"
         record = CauseRecord(kind=Kind.OWN, exit_code=contract.ExitCode.SOFTWARE, message=message)
     else:
-        record = classify(error, _hyperparameters(pod))
+        record = classify(error, _job(pod))
     if not isinstance(error, TrainerError):
         traceback.print_exception(error)
     reporter.save()
@@ -138,9 +142,9 @@ def _record_end(error: BaseException, pod: Pod, rank: int, reporter: Reporter) -
     return record.exit_code
 
 
-def _hyperparameters(pod: Pod) -> Hyperparameters | None:
+def _job(pod: Pod) -> FineTuneJob | None:
     try:
-        return load_job(pod.job_file).spec.hyperparameters
+        return load_job(pod.job_file)
     except TrainerError:
         return None
 

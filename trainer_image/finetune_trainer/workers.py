@@ -88,6 +88,12 @@ class Workers:
             worker.exit_code = worker.process.wait()
 
     @property
+    def processes(self) -> dict[int, int]:
+        """Process ids of those that have not ended, by rank."""
+        self.poll()
+        return {worker.rank: worker.process.pid for worker in self._workers if worker.exit_code is None}
+
+    @property
     def running(self) -> bool:
         """Whether any has not ended."""
         return len(self.poll()) < len(self._workers)

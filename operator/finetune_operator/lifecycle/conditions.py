@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_api.contract import Cause
 from finetune_api.status import TERMINAL, Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.lifecycle.decision import Situation
+from finetune_operator.lifecycle.silence import NO_ANSWER, TEXT, is_silent
 from finetune_operator.observed import SETTLE_SECONDS, current_pods, is_suspended, placed_since
 
 Value = Literal["True", "False", "Unknown"]
@@ -35,6 +37,7 @@ def with_conditions(situation: Situation, status: FineTuneJobStatus, valid: bool
     """The status with its conditions and the generation that it speaks of."""
     stamp = Stamp(situation.job.metadata.generation, situation.time)
     new = [_valid(stamp, status, valid), _scheduled(stamp, situation, status), *_phases(stamp, status)]
+    new.append(_stalled(stamp, situation, status))
     if situation.is_queued and status.phase not in TERMINAL:
         new.append(_admitted(stamp, situation, status))
     return _merged(stamp, status, new)
@@ -104,6 +107,16 @@ def _all_placed(situation: Situation, status: FineTuneJobStatus) -> bool:
     ages = [placed_since(pod, situation.now) for pod in current_pods(situation.observed)]
     placed = [age for age in ages if age is not None and (status.phase is not Phase.STARTING or age >= SETTLE_SECONDS)]
     return len(placed) >= situation.nodes
+
+
+def _stalled(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:
+    """True from the standstill until the next attempt; for good where that was the end."""
+    incident = status.incident
+    if incident is not None and incident.cause == Cause.STALLED.value:
+        return _make(stamp, ConditionType.STALLED, "True", "NoProgress", incident.message)
+    if status.phase is Phase.RUNNING and is_silent(situation):
+        return _make(stamp, ConditionType.STALLED, "Unknown", NO_ANSWER, TEXT)
+    return _make(stamp, ConditionType.STALLED, "False", _word(status))
 
 
 def _phases(stamp: Stamp, status: FineTuneJobStatus) -> list[Condition]:

@@ -21,6 +21,7 @@ from finetune_operator.lifecycle.leftovers import free_lost, tidy
 from finetune_operator.lifecycle.preflight import check_first, stop_preflight
 from finetune_operator.lifecycle.queued import in_queue, leave_queue, restart_in_queue
 from finetune_operator.lifecycle.running import follow
+from finetune_operator.lifecycle.stalled import end_standstill
 from finetune_operator.lifecycle.start import start_next, still_there
 from finetune_operator.lifecycle.warnings import with_notices, with_warnings
 from finetune_operator.observed import (
@@ -167,6 +168,7 @@ RULES: tuple[Rule, ...] = (
     _not_started,
     _failing,
     past_deadline,
+    end_standstill,
     tidy,
     follow,
 )

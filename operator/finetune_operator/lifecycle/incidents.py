@@ -23,8 +23,12 @@ COUNTERS = {
     Cause.INFRASTRUCTURE: "infrastructure",
     Cause.APPLICATION: "application",
     Cause.OUT_OF_MEMORY: "out_of_memory",
+    Cause.STALLED: "stalled",
 }
 """Fields of Restarts by cause; a cause without one is never retried."""
+ON_ACCOUNT_OF = {Cause.STALLED: Cause.INFRASTRUCTURE}
+"""Causes that are counted on their own and held against another one's budget: most standstills are the fault of a
+network, a disk or a GPU."""
 
 
 def open_incident(situation: Situation, failure: Failure) -> Decision:
@@ -99,12 +103,18 @@ def _affordable(situation: Situation, cause: Cause) -> bool:
     return cause in COUNTERS and _used(situation, cause) < _budget(situation, cause)
 
 
+def _payer(cause: Cause) -> Cause:
+    return ON_ACCOUNT_OF.get(cause, cause)
+
+
 def _used(situation: Situation, cause: Cause) -> int:
-    return int(getattr(situation.status.restarts, COUNTERS[cause]))
+    """Of the budget that the cause is held against."""
+    fields = [field for other, field in COUNTERS.items() if _payer(other) is _payer(cause)]
+    return sum(int(getattr(situation.status.restarts, field)) for field in fields)
 
 
 def _budget(situation: Situation, cause: Cause) -> int:
-    return int(getattr(situation.job.spec.run_policy.retries, COUNTERS[cause]))
+    return int(getattr(situation.job.spec.run_policy.retries, COUNTERS[_payer(cause)]))
 
 
 def _counted(restarts: Restarts, cause: Cause) -> Restarts:
@@ -118,7 +128,7 @@ def _last_word(situation: Situation, incident: Incident) -> str:
     if incident.advice:
         parts.append(f"Advice: {incident.advice}")
     if cause in COUNTERS:
-        used, word = _used(situation, cause), COUNTERS[cause].replace("out_of_memory", "outOfMemory")
+        used, word = _used(situation, cause), COUNTERS[_payer(cause)].replace("out_of_memory", "outOfMemory")
         parts.append(
             f"Attempt {incident.attempt}; {used} of runPolicy.retries.{word}={_budget(situation, cause)} were used"
         )

@@ -6,6 +6,7 @@ from finetune_api.contract import Progress
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Phase, ProgressStatus
 from finetune_operator.failures import obstacle
 from finetune_operator.lifecycle.decision import Decision, Situation
+from finetune_operator.lifecycle.silence import NO_ANSWER, TEXT, is_silent
 from finetune_operator.lifecycle.text import count, numbers, progress_sentence, progress_status
 from finetune_operator.observed import SETTLE_SECONDS, current_pods, is_done, is_running, parse_time
 
@@ -38,6 +39,8 @@ def follow(situation: Situation) -> Decision:
 def _running(situation: Situation) -> FineTuneJobStatus:
     status, progress = situation.status, situation.observed.progress
     entered = status.phase is not Phase.RUNNING
+    if is_silent(situation):
+        return situation.to(Phase.RUNNING, NO_ANSWER, TEXT)
     if progress is None or progress.attempt != status.attempt:
         if not entered:
             return status

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from finetune_operator.lifecycle.decision import Create, Decision, ForgetStart, Number, Resume, Situation
+from finetune_operator.lifecycle.decision import Create, Decision, Delete, ForgetStart, Number, Resume, Situation
 from finetune_operator.lifecycle.text import count
-from finetune_operator.observed import Observed, has_start_time, live_pods
+from finetune_operator.observed import Observed, has_completed_index, has_start_time, live_pods
 
 
 def start_next(situation: Situation) -> Decision:
@@ -12,6 +12,9 @@ def start_next(situation: Situation) -> Decision:
     workload, attempt = situation.observed.workload, situation.status.attempt + 1
     if workload is None:
         return Decision(situation.status, Create(attempt))
+    if has_completed_index(workload):
+        # An index that has succeeded is never run again, and without it the gang would not come together.
+        return Decision(situation.status, Delete())
     if has_start_time(workload):
         return Decision(situation.status, ForgetStart())
     return Decision(situation.status, Number(attempt) if situation.is_queued else Resume(attempt))

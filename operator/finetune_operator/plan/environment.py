@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from finetune_api import contract
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
+from finetune_operator.plan.fabric import network_environment
 from finetune_operator.plan.names import master_address
 from finetune_operator.settings import Settings
 
@@ -32,7 +33,7 @@ PRIVATE = {
 
 def environment(job: FineTuneJob, settings: Settings) -> list[Object]:
     """The contract's variables; the job's own additions stand first and cannot replace them."""
-    own = [*_contract(job), *_rendezvous(job, settings), *_s3(job), *_libraries(job)]
+    own = [*_contract(job), *_rendezvous(job, settings), *_s3(job), *_model(job), *_network(job), *_libraries()]
     taken = {item["name"] for item in own}
     template = job.spec.pod_template
     added = [item.to_wire() for item in template.env if item.name not in taken] if template else []
@@ -69,8 +70,24 @@ def _s3(job: FineTuneJob) -> Iterator[Object]:
             yield _secret(key, s3.secret_name, optional=key == contract.ENV_S3_SESSION_TOKEN)
 
 
-def _libraries(job: FineTuneJob) -> Iterator[Object]:
-    yield _value("HF_HUB_OFFLINE", "0" if job.spec.model.uri.startswith("hf://") else "1")
+def _model(job: FineTuneJob) -> Iterator[Object]:
+    model = job.spec.model
+    if model.hub is not None and model.hub.endpoint is not None:
+        yield _value(contract.ENV_HUB_ENDPOINT, model.hub.endpoint)
+    if model.hub is not None and model.hub.secret_name is not None:
+        yield _secret(contract.ENV_HUB_TOKEN, model.hub.secret_name, optional=False)
+    if model.cache is not None:
+        yield _value(contract.ENV_MODEL_CACHE, contract.MODEL_CACHE_DIR)
+
+
+def _network(job: FineTuneJob) -> Iterator[Object]:
+    for name, value in network_environment(job).items():
+        yield _value(name, value)
+
+
+def _libraries() -> Iterator[Object]:
+    # Whatever comes from a hub, the trainer brings itself; no library asks one behind its back.
+    yield _value("HF_HUB_OFFLINE", "1")
     for name, value in PRIVATE.items():
         yield _value(name, value)
 

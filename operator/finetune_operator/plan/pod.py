@@ -6,9 +6,9 @@ from typing import Any
 
 from finetune_api.contract import ANNOTATION_ATTEMPT, PROGRESS_PORT, TERMINATION_LOG, TRAINER_CONTAINER
 from finetune_api.job import FineTuneJob
-from finetune_api.run import Resources
 from finetune_operator.cluster.port import Object
 from finetune_operator.plan.environment import environment
+from finetune_operator.plan.fabric import network_devices, network_rights
 from finetune_operator.plan.names import labels, workload_name
 from finetune_operator.plan.nodes import affinity
 from finetune_operator.plan.volumes import volumes
@@ -66,12 +66,13 @@ def _trainer(job: FineTuneJob, settings: Settings) -> Object:
         "command": ["python", "-m", "finetune_trainer.launch"],
         "env": environment(job, settings),
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],
-        "resources": _resources(job.spec.resources),
+        "resources": _resources(job),
         "volumeMounts": [item.mount for item in volumes(job)] + (template.volume_mounts if template else []),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
+            **network_rights(job, settings),
         },
         "terminationMessagePath": TERMINATION_LOG,
         # A trainer that could not even start leaves no message: then the end of its log says why.
@@ -85,11 +86,13 @@ def _pull_secrets(job: FineTuneJob, settings: Settings) -> list[Object]:
     return [{"name": name} for name in dict.fromkeys([*own, *settings.image_pull_secrets])]
 
 
-def _resources(resources: Resources) -> Object:
+def _resources(job: FineTuneJob) -> Object:
     """Memory is limited to what was asked for, processors are not: idle ones cost nobody anything."""
+    resources = job.spec.resources
     fixed = {"memory": resources.memory}
     if resources.gpus_per_node:
         fixed[resources.gpu_resource] = str(resources.gpus_per_node)
+    fixed |= network_devices(job)
     return {"requests": {"cpu": resources.cpu, **fixed}, "limits": fixed}
 
 

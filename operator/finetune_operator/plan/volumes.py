@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from finetune_api.contract import CA_BUNDLE_FILE, JOB_FILE, SCRATCH_DIR, VOLUMES_DIR
+from finetune_api.contract import CA_BUNDLE_FILE, JOB_FILE, MODEL_CACHE_DIR, SCRATCH_DIR, VOLUMES_DIR
 from finetune_api.job import FineTuneJob
 from finetune_api.run import Resources
 from finetune_operator.cluster.port import Object
@@ -49,7 +49,7 @@ def shared_memory(resources: Resources) -> str:
 
 def volumes(job: FineTuneJob) -> list[Mounted]:
     """The product's own volumes, then claims, then what the job adds."""
-    return [*_own(job), *_ca_bundle(job), *_claims(job)]
+    return [*_own(job), *_ca_bundle(job), *_model_cache(job), *_claims(job)]
 
 
 def _own(job: FineTuneJob) -> Iterator[Mounted]:
@@ -75,6 +75,18 @@ def _ca_bundle(job: FineTuneJob) -> Iterator[Mounted]:
             {"name": "ca-bundle", "configMap": source},
             {"name": "ca-bundle", "mountPath": str(file.parent), "readOnly": True},
         )
+
+
+def _model_cache(job: FineTuneJob) -> Iterator[Mounted]:
+    cache = job.spec.model.cache
+    if cache is None:
+        return
+    source: Object = (
+        {"persistentVolumeClaim": {"claimName": cache.pvc}}
+        if cache.pvc is not None
+        else {"hostPath": {"path": cache.host_path, "type": "DirectoryOrCreate"}}
+    )
+    yield Mounted({"name": "model-cache", **source}, {"name": "model-cache", "mountPath": MODEL_CACHE_DIR})
 
 
 def _claims(job: FineTuneJob) -> Iterator[Mounted]:

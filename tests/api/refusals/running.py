@@ -8,6 +8,45 @@ SHARDED = {"spec.distributed.sharding": "FSDP"}
 
 BY_RULE = (
     Refusal(
+        "a fabric for a single node",
+        {"spec.resources.network": {"preset": "Sockets"}},
+        "spec.resources.network: Forbidden: resources.network is about the way between nodes; set resources.nodes "
+        "above 1, or remove it",
+    ),
+    Refusal(
+        "an interface without a preset",
+        {"spec.resources.network": {"interface": "eth0"}},
+        "spec.resources.network.interface: Forbidden: interface is a part of a preset; set preset to Sockets, or "
+        "remove interface",
+    ),
+    Refusal(
+        "devices without a fabric",
+        {"spec.resources.network": {"devices": 2}},
+        "spec.resources.network.devices: Forbidden: devices is for the presets InfiniBand and EFA; remove it",
+    ),
+    Refusal(
+        "a device's name without InfiniBand",
+        {"spec.resources.network": {"resource": "rdma/ib"}},
+        "spec.resources.network.resource: Forbidden: resource is for preset InfiniBand; remove it",
+    ),
+    Refusal(
+        "InfiniBand without GPUs",
+        {"spec.resources": {"nodes": 2, "network": {"preset": "InfiniBand"}}},
+        "spec.resources.network.preset: Forbidden: this network preset is for GPUs; set resources.gpusPerNode, or "
+        "resources.network.preset to Sockets",
+    ),
+    Refusal(
+        "the daemon of another cloud",
+        {"spec.resources": {"nodes": 2, "network": {"preset": "TCPX"}}},
+        'spec.resources.network.preset: Invalid value: "TCPX": TCPX takes a daemon of Google\'s with privileges beside '
+        "the trainer, which is not run; use Sockets",
+    ),
+    Refusal(
+        "an interface that is none",
+        {"spec.resources": {"nodes": 2, "network": {"preset": "Sockets", "interface": "eth 0"}}},
+        'spec.resources.network.interface: Invalid value: "eth 0": must be the name of an interface, such as eth0',
+    ),
+    Refusal(
         "a GPU product without GPUs",
         {"spec.resources.gpuProduct": "NVIDIA-L4"},
         "spec.resources.gpuProduct: Forbidden: resources.gpuProduct needs a GPU; set resources.gpusPerNode, or remove "

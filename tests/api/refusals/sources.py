@@ -75,14 +75,46 @@ BY_RULE = (
     Refusal(
         "a model without a scheme",
         {"spec.model.uri": "models/base"},
-        'spec.model.uri: Invalid value: "models/base": must be s3://bucket/prefix, pvc://claim/path, file:///path or '
-        "job://name",
+        'spec.model.uri: Invalid value: "models/base": must be s3://bucket/prefix, hf://org/name@revision, '
+        "pvc://claim/path, file:///path or job://name",
+    ),
+    Refusal(
+        "a hub's name without an owner",
+        {"spec.model.uri": "hf://tiny-llama"},
+        'spec.model.uri: Invalid value: "hf://tiny-llama": must be s3://bucket/prefix, hf://org/name@revision, '
+        "pvc://claim/path, file:///path or job://name",
+    ),
+    Refusal(
+        "a hub for a bucket",
+        {"spec.model.hub": {"secretName": "hub"}},
+        "spec.model.hub: Forbidden: hub is for models of the hub; remove it, or set model.uri to hf://org/name",
+    ),
+    Refusal(
+        "a mirror without scheme",
+        {"spec.model": {"uri": "hf://org/name", "hub": {"endpoint": "hub.example.com"}}},
+        'spec.model.hub.endpoint: Invalid value: "hub.example.com": must be a URL: http://host:port or https://host',
+    ),
+    Refusal(
+        "two caches",
+        {"spec.model.cache": {"pvc": "models", "hostPath": "/var/cache/finetune"}},
+        "spec.model.cache: Invalid value: set exactly one of cache.pvc and cache.hostPath",
+    ),
+    Refusal(
+        "another folder of the node",
+        {"spec.model.cache": {"hostPath": "/var/cache/finetune/../../lib/kubelet"}},
+        'spec.model.cache.hostPath: Invalid value: "/var/cache/finetune/../../lib/kubelet": must be '
+        "/var/cache/finetune or a folder below it, which is all that jobs may mount of a node",
+    ),
+    Refusal(
+        "a cache for a volume",
+        {"spec.model": {"uri": "pvc://models/base", "cache": {"pvc": "cache"}}},
+        "spec.model.cache: Forbidden: what lies on a volume is read where it is; remove model.cache",
     ),
     Refusal(
         "a job that no name can be of",
         {"spec.model.uri": "job://Other_Job"},
-        'spec.model.uri: Invalid value: "job://Other_Job": must be s3://bucket/prefix, pvc://claim/path, file:///path '
-        "or job://name",
+        'spec.model.uri: Invalid value: "job://Other_Job": must be s3://bucket/prefix, hf://org/name@revision, '
+        "pvc://claim/path, file:///path or job://name",
     ),
     Refusal(
         "a job that begins with its own result",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.api.refusals.refusal import POD, Refusal, not_yet, only
+from tests.api.refusals.refusal import POD, not_yet, only
 
 UNSUPPORTED = (
     only(
@@ -24,17 +24,9 @@ UNSUPPORTED = (
         "perplexity, accuracy, precision, recall, f1, mse, mae, r2",
     ),
     not_yet("spec.model.adapter", {"uri": "s3://a/b"}, "merge the adapter into the model and name that"),
-    Refusal(
-        "models of the hub",
-        {"spec.model.uri": "hf://org/name"},
-        'spec.model.uri: Invalid value: "hf://org/name": hf:// models are not supported yet; copy the model to '
-        "s3:// or pvc:// and name that",
-    ),
     not_yet("spec.dataset.preparation", {"deduplicate": True}, "prepare the data before the job"),
-    not_yet("spec.resources.network", {}, "remove it"),
     not_yet("spec.distributed.minNodes", 1, "remove it"),
     not_yet("spec.scheduling.topologyKey", "zone", "set scheduling.affinity"),
-    not_yet("spec.runPolicy.stallTimeoutSeconds", 60, "remove it"),
     not_yet("spec.tracking", {}, "remove it"),
     not_yet(f"{POD}.securityContext", {}, "remove it"),
     not_yet(f"{POD}.initContainers", [{"name": "a"}], "remove it"),

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from finetune_api import contract
+from finetune_trainer.errors import UsageError
 from finetune_trainer.storage.batch import Batch, Progress
 from finetune_trainer.storage.errors import MissingContainerError, MissingError
 from finetune_trainer.storage.files import size_of
+from finetune_trainer.storage.hub import Hub, HubSettings
 from finetune_trainer.storage.local import LocalFiles
 from finetune_trainer.storage.remote import Buckets
 from finetune_trainer.storage.s3 import S3, ObjectInfo
@@ -28,10 +30,11 @@ Uploads = list[Uploaded]
 
 
 class Store:
-    """Objects in buckets, on volumes and in folders.
+    """Objects in buckets, on volumes and in folders, and to read those of a hub.
 
-    URIs are s3://bucket/key, pvc://claim/path and file:///path. Where a call takes many objects, the URI is the name of
-    one, a folder (with or without `/` at its end) or a glob (`*`, `?`, `[a-z]` within a folder, `**` across folders).
+    URIs are s3://bucket/key, pvc://claim/path, file:///path and hf://org/name@revision/file. Where a call takes many
+    objects, the URI is the name of one, a folder (with or without `/` at its end) or a glob (`*`, `?`, `[a-z]` within a
+    folder, `**` across folders).
 
     Every call may raise, besides what it says:
         MissingError: the bucket or volume is not there.
@@ -40,8 +43,8 @@ class Store:
         UsageError: the URI, or a setting of storage.s3, cannot be meant.
     """
 
-    def __init__(self, s3: S3Settings, volumes: Path, transfer: TransferSettings) -> None:
-        self._s3_settings, self._transfer = s3, transfer
+    def __init__(self, s3: S3Settings, volumes: Path, transfer: TransferSettings, hub: HubSettings) -> None:
+        self._s3_settings, self._transfer, self._hub_settings = s3, transfer, hub
         self._local = LocalFiles(volumes)
         self._pool = ThreadPoolExecutor(transfer.threads, thread_name_prefix="storage")
 
@@ -49,7 +52,8 @@ class Store:
     def connect(cls, environ: Mapping[str, str], transfer: TransferSettings | None = None) -> Store:
         """A store by the environment of the contract (endpoint, region, keys, volumes). Nothing is contacted yet."""
         volumes = Path(environ.get(contract.ENV_VOLUMES_DIR) or contract.VOLUMES_DIR)
-        return cls(S3Settings.from_environ(environ), volumes, transfer or TransferSettings())
+        s3, hub = S3Settings.from_environ(environ), HubSettings.from_environ(environ)
+        return cls(s3, volumes, transfer or TransferSettings(), hub)
 
     def close(self) -> None:
         """End the threads. Harmless when called twice."""
@@ -99,7 +103,9 @@ class Store:
             CorruptError: at its end, when it was read whole and its checksum is wrong.
         """
         where = parse(uri)
-        side = self._side(where)
+        if where.scheme == "hf":
+            return self._hub.open(where, start)
+        side = self._writable(where)
         return side.open(info or side.stat(where), where, start, scattered)
 
     def read_bytes(self, uri: str) -> bytes:
@@ -119,7 +125,7 @@ class Store:
             DiskFullError: the volume has no room.
         """
         where = parse(uri)
-        self._side(where).write(where, data)
+        self._writable(where).write(where, data)
 
     def download(self, uri: str, directory: Path, progress: Progress | None = None) -> Paths:
         """Bring objects into a folder, under their names below the URI's folder; their paths in the order of `list`.
@@ -136,15 +142,21 @@ class Store:
         where = parse(uri)
         base, infos = self._required(where)
         wheres = [parse(info.uri) for info in infos]
-        if where.scheme != "s3":
+        if where.scheme in ("pvc", "file"):
             return self._local.download(infos, wheres, progress)
         names = [relative_name(found.key, base, uri) for found in wheres]
-        return self._buckets.download(infos, names, Path(directory), progress)
+        side = self._hub if where.scheme == "hf" else self._buckets
+        return side.download(infos, names, Path(directory), progress)
 
     def folder(self, uri: str, directory: Path) -> Path:
         """Where the names of a download of `uri` into `directory` are relative to: for models, which are folders."""
         where = parse(uri)
-        return Path(directory) if where.scheme == "s3" else self._local.path(where.at(self._resolve(where)[0]))
+        return Path(directory) if where.scheme in ("s3", "hf") else self._local.path(where.at(self._resolve(where)[0]))
+
+    def pin(self, uri: str) -> str:
+        """An address of what is there now and for ever: a hub's branch becomes its commit, all else stays as it is."""
+        where = parse(uri)
+        return str(self._hub.pin(where)).rstrip("/") if where.scheme == "hf" else uri
 
     def upload(self, files: Mapping[str, Path], progress: Progress | None = None) -> Uploads:
         """Write files to the objects that are their keys; what was written, in the same order.
@@ -157,6 +169,8 @@ class Store:
             DiskFullError: the volume has no room.
         """
         wheres = {parse(uri): Path(path) for uri, path in files.items()}
+        for where in wheres:
+            self._writable(where)
         total = sum(map(size_of, wheres.values()))
         batch = Batch(self._pool, progress, total, len(wheres))
         done: dict[str, Uploaded] = {}
@@ -175,6 +189,8 @@ class Store:
     def delete(self, uris: Iterable[str]) -> None:
         """Delete objects by name; those that are not there count as deleted."""
         wheres = sorted(map(parse, uris), key=_is_s3)
+        for where in wheres:
+            self._writable(where)
         for is_s3, group in groupby(wheres, key=_is_s3):
             (self._buckets if is_s3 else self._local).delete(list(group))
 
@@ -189,7 +205,16 @@ class Store:
         """Made when first needed: a job on volumes alone does not wait for the SDK."""
         return Buckets(S3(self._s3_settings, self._transfer), self._transfer, self._pool)
 
-    def _side(self, where: Location) -> Buckets | LocalFiles:
+    @cached_property
+    def _hub(self) -> Hub:
+        return Hub(self._hub_settings, self._transfer, self._pool)
+
+    def _side(self, where: Location) -> Buckets | LocalFiles | Hub:
+        return self._hub if where.scheme == "hf" else self._writable(where)
+
+    def _writable(self, where: Location) -> Buckets | LocalFiles:
+        if where.scheme == "hf":
+            raise UsageError(f"nothing is written to a hub: {where}", "write to s3://, pvc:// or file://")
         return self._buckets if _is_s3(where) else self._local
 
     def _resolve(self, where: Location) -> tuple[str, Infos]:

@@ -1,4 +1,6 @@
-"""Addresses of objects: s3://bucket/key, pvc://claim/path and file:///path, each a name, a glob or a folder. Pure.
+"""Addresses of objects: s3://bucket/key, pvc://claim/path, file:///path and hf://org/name@revision/file. Pure.
+
+Each is a name, a glob or a folder.
 
 URIs are taken as written: nothing is percent-decoded, so a key is in the URI what it is in the bucket.
 """
@@ -10,14 +12,15 @@ from dataclasses import dataclass, replace
 
 from finetune_trainer.errors import UsageError
 
-SCHEMES = ("s3", "pvc", "file")
+SCHEMES = ("s3", "pvc", "file", "hf")
 GLOB_CHARACTERS = re.compile(r"[*?\[]")
 GLOB_TOKENS = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Location:
-    """A parsed URI: `bucket` is the bucket or claim (empty for file), `key` has no leading slash."""
+    """A parsed URI: `bucket` is the bucket, the claim (empty for file), or the repository with its revision; `key` has
+    no leading slash."""
 
     scheme: str
     bucket: str
@@ -61,6 +64,8 @@ def parse(uri: str) -> Location:
         raise UsageError(
             f"`{uri}` is not an address of stored data", "use s3://bucket/key, pvc://claim/path or file:///path"
         )
+    if scheme == "hf":
+        return _of_hub(uri, rest)
     bucket, _, key = rest.partition("/")
     if scheme == "file" and (bucket or not key):
         raise UsageError(f"`{uri}` has no absolute path", "write file:///path with three slashes")
@@ -69,6 +74,14 @@ def parse(uri: str) -> Location:
     if scheme != "s3" and ".." in key.split("/"):
         raise UsageError(f"`{uri}` climbs by `..`", "write the path without `..`")
     return Location(scheme, bucket, key)
+
+
+def _of_hub(uri: str, rest: str) -> Location:
+    owner, _, rest = rest.partition("/")
+    name, _, key = rest.partition("/")
+    if not owner or not name.partition("@")[0] or ".." in key.split("/"):
+        raise UsageError(f"`{uri}` names no repository of the hub", "write hf://org/name or hf://org/name@revision")
+    return Location("hf", f"{owner}/{name}", key)
 
 
 def glob_regex(pattern: str) -> re.Pattern[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,12 +30,19 @@ class FiniteStepsMixin(_Base):
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         loss = super().training_step(*arguments, **named)
-        if self.accelerator.scaler is not None and not torch.isfinite(loss):
+        if self.accelerator.scaler is not None and self._anywhere(~torch.isfinite(loss)):
             raise self._diverged("loss", loss)
         return loss
 
+    def _anywhere(self, flag: torch.Tensor) -> bool:
+        """Whether a flag is set on any rank: all have to stop at the same step, or the others wait for ever."""
+        if self.accelerator.num_processes > 1:
+            flag = self.accelerator.reduce(flag.float(), reduction="sum")
+        return bool(flag)
+
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        # A loss that is not finite shows here too, at one look a step. With loss scaling (float16) infinite gradients
+        # A loss that is not finite shows here too, at one look a step; on every rank, since gradients are averaged over
+        # all and the norm is that of all shards. With loss scaling (float16) infinite gradients
         # are part of the search for the scale, so there the loss is looked at.
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
@@ -42,8 +50,10 @@ class FiniteStepsMixin(_Base):
         return norm
 
     def _diverged(self, what: str, value: Any) -> DivergedError:
+        number = float(value)
+        shown = number if not math.isfinite(number) else "infinite or not a number on another rank"
         return DivergedError(
-            f"the {what} became {float(value)} in step {self.state.global_step + 1}; that step was not taken",
+            f"the {what} became {shown} in step {self.state.global_step + 1}; that step was not taken",
             "lower hyperparameters.learningRate, lengthen the warm-up, or set maxGradNorm to 1; with model.dtype "
             "float16 try bfloat16",
         )

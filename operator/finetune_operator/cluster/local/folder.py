@@ -43,7 +43,9 @@ class PodFolder:
     def variables(self, mounts: dict[str, Path]) -> dict[str, str]:
         """The variables that tell the trainer where its files are, since they cannot be where a container has them."""
         job_file = Path(contract.JOB_FILE)
+        cache = mounts.get(contract.MODEL_CACHE_DIR)
         return {
+            **({contract.ENV_MODEL_CACHE: str(cache)} if cache is not None else {}),
             contract.ENV_JOB_FILE: str(mounts[str(job_file.parent)] / job_file.name),
             contract.ENV_SCRATCH_DIR: str(mounts[contract.SCRATCH_DIR]),
             contract.ENV_TERMINATION_LOG: str(self.termination_log),
@@ -64,6 +66,11 @@ class PodFolder:
     def _volume(self, volume: dict[str, Any], config_maps: ConfigMaps) -> Path | None:
         if "persistentVolumeClaim" in volume:
             return self._claims / str(volume["persistentVolumeClaim"]["claimName"])
+        if "hostPath" in volume:
+            # What a node keeps is kept beside the claims.
+            folder = self._claims.parent / "node" / str(volume["hostPath"]["path"]).lstrip("/")
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
         if volume.get("emptyDir", {}).get("medium") == "Memory":
             return None  # /dev/shm is this machine's own
         folder = self._volumes / str(volume["name"])
