@@ -113,6 +113,7 @@ class Bench:
 
         first = ours()
         blocked, synchronous = interleaved(ours, lambda: self._synchronous(trainer), pairs, os.sync)
+        size = state_bytes(trainer)
         trainer.checkpoints.close()
         plain = median([after - before for before, after in zip(steps.began[1:], steps.began[2:], strict=False)])
         report(
@@ -122,7 +123,7 @@ class Bench:
             blocked_seconds=median(blocked),
             first_blocked_seconds=first,
             synchronous_seconds=median(synchronous),
-            state_mib=state_bytes(trainer) / MIB,
+            state_mib=size / MIB,
             uploader_processor_seconds=median(processor),
             step_seconds=plain,
             blocked_share_of_steps=median(blocked) / (EVERY * plain),
