@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, Trainin
 
 from bench.common import interleaved, median, report
 from bench.training import job, rows
+from bench.transfer import renew_bucket
 from finetune_api import contract
 from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
@@ -112,6 +113,7 @@ class Bench:
 
         first = ours()
         blocked, synchronous = interleaved(ours, lambda: self._synchronous(trainer), pairs, os.sync)
+        size = state_bytes(trainer)
         trainer.checkpoints.close()
         plain = median([after - before for before, after in zip(steps.began[1:], steps.began[2:], strict=False)])
         report(
@@ -121,7 +123,7 @@ class Bench:
             blocked_seconds=median(blocked),
             first_blocked_seconds=first,
             synchronous_seconds=median(synchronous),
-            state_mib=state_bytes(trainer) / MIB,
+            state_mib=size / MIB,
             uploader_processor_seconds=median(processor),
             step_seconds=plain,
             blocked_share_of_steps=median(blocked) / (EVERY * plain),
@@ -238,6 +240,7 @@ def main(pairs: int) -> None:
             contract.ENV_S3_ACCESS_KEY_ID: server.access_key,
             contract.ENV_S3_SECRET_ACCESS_KEY: server.secret_key,
         }
+        renew_bucket(server, "bench")
         resume(folder, pairs)
         bench = Bench(folder)
         bench.full(pairs)

@@ -20,7 +20,7 @@ NODES = 2
 CODES = {0: RESULT, 65: {}, 69: {}, 70: {}, 75: {}, 79: {}, 80: {}, 137: {}, 139: {}}
 TERMINAL = ("Succeeded", "Failed")
 EXAMPLES, STEPS = 20, 30
-BUDGETS = {"infrastructure": 3, "application": 1}
+POLICY = {"retries": {"infrastructure": 3, "application": 1}, "preflight": "Never"}
 
 
 class Unreliable:
@@ -69,10 +69,7 @@ class Life(RuleBasedStateMachine):
         self.api = Unreliable(self.world)
         self.before: Object = {}
         self.restart_operator()
-        spec: Object = {
-            "resources": {"nodes": NODES},
-            "runPolicy": {"retries": {"infrastructure": 3, "application": 1}},
-        }
+        spec: Object = {"resources": {"nodes": NODES}, "runPolicy": POLICY}
         if self.queued:
             spec["scheduling"] = {"queue": "team"}
         self.do(self.world.create(**spec))
