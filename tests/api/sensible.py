@@ -116,7 +116,7 @@ def _fabric(spec: Object) -> None:
     preset = network.get("preset", "None")
     if preset != "None" and resources.get("nodes", 1) == 1:
         _without(resources, "network")
-    elif preset in ("InfiniBand", "EFA") and resources.get("gpusPerNode", 0) == 0:
+    elif preset == "TCPX" or (preset in ("InfiniBand", "EFA") and resources.get("gpusPerNode", 0) == 0):
         network["preset"] = preset = "Sockets"
     if preset == "None":
         _without(network, "interface")

@@ -32,12 +32,13 @@ PRIVATE = {
 
 
 def environment(job: FineTuneJob, settings: Settings) -> list[Object]:
-    """The contract's variables; the job's own additions stand first and cannot replace them."""
-    own = [*_contract(job), *_rendezvous(job, settings), *_s3(job), *_model(job), *_network(job), *_libraries()]
+    """The contract's variables; the job's own additions cannot replace them, but those of a network's preset."""
+    own = [*_contract(job), *_rendezvous(job, settings), *_s3(job), *_model(job), *_libraries()]
     taken = {item["name"] for item in own}
     template = job.spec.pod_template
     added = [item.to_wire() for item in template.env if item.name not in taken] if template else []
-    return [*added, *own]
+    chosen = {item["name"] for item in added}
+    return [*added, *(item for item in _network(job) if item["name"] not in chosen), *own]
 
 
 def _contract(job: FineTuneJob) -> Iterator[Object]:
