@@ -32,7 +32,7 @@ quickstart: setup  ## The main job on this machine: model, data, training, resul
 # One thread each: models of the tests are so small that more threads mostly wait for each other.
 test: export OMP_NUM_THREADS = 1
 test: setup  ## All tests; needs no cluster, no GPU and no network.
-	$(BIN)/pytest -q -n $(WORKERS)
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
