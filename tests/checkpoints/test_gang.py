@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.checkpoints import gang_ranks
 from tests.checkpoints.gang_ranks import CALM, STOP, train
+from tests.support.torchrun import torchrun
 from tests.trainer.ranks import STEPS
 
 from finetune_trainer.checkpoints.pieces import Saved
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 LAST = f"bucket/checkpoints/step-{STEPS:08d}"
 ALWAYS = {"manifest.json", "optimizer.pt", "rng.safetensors", "scheduler.pt", "trainer_state.json"}
@@ -41,16 +39,7 @@ def together(request, tmp_path_factory) -> tuple[str, Path, dict[str, Any]]:
     """(kind, folder, result)."""
     folder, kind = tmp_path_factory.mktemp(request.param), request.param
     train(folder / "alone", "one", CALM, STOP)
-    paths = os.pathsep.join(str(ROOT / part) for part in (".", "crds", "operator", "trainer_image"))
-    script = str(ROOT / "tests/checkpoints/gang_ranks.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, folder, kind],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(gang_ranks, folder, kind)
     return kind, folder, json.loads((folder / "result.json").read_text())
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +11,11 @@ import torch
 from finetune_api.run import Sharding
 from finetune_trainer.estimate.estimate import Estimator
 from finetune_trainer.estimate.sketch import Sketch
+from tests.estimate import ranks
 from tests.estimate.ranks import CASES, RANKS, job_of
 from tests.support.models import tiny_llama_config
+from tests.support.torchrun import torchrun
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 2000}
 pytestmark = pytest.mark.slow
 
@@ -26,16 +24,7 @@ pytestmark = pytest.mark.slow
 def counted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     folder = tmp_path_factory.mktemp("counted")
     tiny_llama_config(**SIZES).save_pretrained(folder / "model")
-    paths = os.pathsep.join(str(ROOT / part) for part in (".", "crds", "operator", "trainer_image"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
-    done = subprocess.run(
-        [*launch, str(ROOT / "tests/estimate/ranks.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(ranks, folder, ranks=RANKS)
     return folder / "model", json.loads((folder / "counted.json").read_text())
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from finetune_api import contract
 from finetune_api.contract import TerminationMessage
-from tests.support.gangs import fresh_address
+from tests.support.gangs import fresh_address, pod_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB: dict[str, Any] = {
@@ -111,17 +111,7 @@ def start_pod(tmp_path: Path) -> Iterator[StartPod]:
         (folder / "job.json").write_text(json.dumps(job(tmp_path / "out", stall)))
         address = address or fresh_address()
         entry = entry if ":" in entry else f"entries:{entry}"
-        env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PET_", "FINETUNE_"))},
-            "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "crds", "trainer_image")),
-            "OMP_NUM_THREADS": "1",
-            contract.ENV_JOB_FILE: str(folder / "job.json"),
-            contract.ENV_SCRATCH_DIR: str(folder / "scratch"),
-            contract.ENV_TERMINATION_LOG: str(folder / "termination-log"),
-            contract.ENV_POD_IP: address,
-            contract.ENV_GRACE_PERIOD: "30",
-            **{name: str(value) for name, value in extra.items()},
-        }
+        env = pod_environment(folder, address, {contract.ENV_GRACE_PERIOD: 30, **extra})
         command = [sys.executable, "-m", "tests.launch.start", f"tests.launch.{entry}", str(patience)]
         process = subprocess.Popen(
             command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

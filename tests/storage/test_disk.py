@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,23 +11,14 @@ import pytest
 from finetune_trainer.storage import DiskFullError, Store, TransferSettings
 from tests.storage.conftest import MIB
 from tests.storage.test_download import visible
+from tests.support.disks import small_file_system
 from tests.support.s3 import Proxy
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    try:
+    with small_file_system(tmp_path / "small", 8) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_what_cannot_fit_is_refused_before_the_first_byte(

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +65,9 @@ def start(job: FineTuneJob, folder: Path, *, attempt: int = 1, entry: str = "") 
     ]  # fmt: skip
 
 
-def _start_one(job: FineTuneJob, folder: Path, address: str, entry: str, gang: dict[str, int | str]) -> Pod:
-    folder.mkdir(parents=True)
-    (folder / "job.json").write_text(job.model_dump_json(by_alias=True, exclude_none=True))
-    env = {
+def pod_environment(folder: Path, address: str, more: Mapping[str, object]) -> dict[str, str]:
+    """Of a launch whose files lie in a folder, job.json among them."""
+    return {
         **{name: value for name, value in os.environ.items() if not name.startswith(("PET_", "FINETUNE_"))},
         "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "crds", "trainer_image")),
         "OMP_NUM_THREADS": "1",
@@ -75,8 +75,14 @@ def _start_one(job: FineTuneJob, folder: Path, address: str, entry: str, gang: d
         contract.ENV_SCRATCH_DIR: str(folder / "scratch"),
         contract.ENV_TERMINATION_LOG: str(folder / "termination-log"),
         contract.ENV_POD_IP: address,
-        **{name: str(value) for name, value in gang.items()},
+        **{name: str(value) for name, value in more.items()},
     }
+
+
+def _start_one(job: FineTuneJob, folder: Path, address: str, entry: str, gang: dict[str, int | str]) -> Pod:
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    env = pod_environment(folder, address, gang)
     command = [sys.executable, "-m", "tests.launch.start", entry or "finetune_trainer.train:main"]
     with (folder / "log").open("wb") as log:
         return Pod(subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log), folder)

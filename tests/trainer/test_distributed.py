@@ -5,17 +5,13 @@ Over gloo on the CPU, with our checkpoints.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.support.torchrun import torchrun
+from tests.trainer import ranks
 from tests.trainer.ranks import CASES, EVERY, scenario
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
@@ -28,16 +24,7 @@ def alone(tmp_path_factory) -> dict[str, dict]:
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
 def together(request, tmp_path_factory) -> dict[str, dict]:
     folder, kind = tmp_path_factory.mktemp(request.param), request.param
-    paths = os.pathsep.join(str(ROOT / part) for part in (".", "crds", "operator", "trainer_image"))
-    script = str(ROOT / "tests/trainer/ranks.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, folder, kind],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(ranks, folder, kind)
     return torch.load(folder / f"{kind}.pt")
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,8 @@ import pytest
 import torch
 
 from tests.support.models import changed, state_of
+from tests.support.torchrun import torchrun
 from tests.trainer import green_ranks
-from tests.trainer.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 SHARDED = {
@@ -32,19 +29,6 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "replicated": ("BERT", {}),
     "sharded": ("Llama with a fused head", SHARDED),
 }
-
-
-def two_processes(settings: dict[str, Any]) -> None:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", green_ranks.__name__]
-    done = subprocess.run(
-        [sys.executable, *command, json.dumps(settings)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def told(folder: Path, rank: int = 0) -> dict[str, Any]:
@@ -65,7 +49,7 @@ def test_two_processes_choose_and_learn_what_one_does(tmp_path, way):
     alone = {"max_steps": 8, "gradient_accumulation_steps": 2, "activation_checkpointing": way == "sharded"}
     green_ranks.main({"folder": str(tmp_path / "one"), "model": model, "arguments": alone})
     together = {"max_steps": 8, "ddp_backend": "gloo", **arguments}
-    two_processes({"folder": str(tmp_path / "two"), "model": model, "arguments": together})
+    torchrun(green_ranks, json.dumps({"folder": str(tmp_path / "two"), "model": model, "arguments": together}))
     one, two = tmp_path / "one/whole", tmp_path / "two/whole"
     assert told(two)["chosen"] == told(one)["chosen"]
     assert told(two, 0) == told(two, 1)
@@ -81,7 +65,7 @@ def test_two_processes_go_on_within_an_interval_to_the_bit(tmp_path, way):
     model, arguments = WAYS[way]
     # Sharded gradients come in the precision of what learned when sharding was set up.
     saving = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "bf16": True, "ddp_backend": "gloo"}
-    two_processes({"folder": str(tmp_path), "model": model, "arguments": {**saving, **arguments}})
+    torchrun(green_ranks, json.dumps({"folder": str(tmp_path), "model": model, "arguments": {**saving, **arguments}}))
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert told(resumed)["history"] == told(whole)["history"]
     assert len(figures(resumed, "green_share")) == 3

@@ -22,6 +22,8 @@ from finetune_trainer.data import order
 from finetune_trainer.errors import DataError, StoppedError, UsageError
 from tests.support.jobs import a_context, a_job, rows_of, run, write_rows
 from tests.support.models import greetings
+from tests.support.torchrun import torchrun
+from tests.trainer import stream_ranks
 from tests.trainer.stopping import StopsAt
 
 ROOT = Path(__file__).parents[2]
@@ -222,18 +224,8 @@ def test_a_stream_without_max_steps_is_refused(tmp_path: Path) -> None:
 
 def losses(folder: Path, ranks: int, start: int, stop: int) -> list[float]:
     """Of the steps after `start` of a run over so many processes."""
-    paths = os.pathsep.join(str(ROOT / part) for part in (".", "crds", "operator", "trainer_image"))
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    script = str(ROOT / "tests/trainer/stream_ranks.py")
-    done = subprocess.run(
-        [sys.executable, *launch, script, str(folder), str(start), str(stop)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])["losses"]
+    printed = torchrun(stream_ranks, folder, start, stop, ranks=ranks)
+    return json.loads(printed.splitlines()[-1])["losses"]
 
 
 @pytest.mark.slow

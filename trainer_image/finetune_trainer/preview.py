@@ -17,7 +17,7 @@ from pydantic import Field
 from finetune_api.common import Message
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.selection import ModuleKind
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.answer import answer
 from finetune_trainer.estimate.sketch import Sketch, without_measures
 from finetune_trainer.model import parameter_counts
 from finetune_trainer.runtime import load_job
@@ -106,13 +106,7 @@ def ranges(numbers: set[int]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Print the preview; the exit code is the contract's, 0 for success."""
     job, folder = arguments if arguments is not None else sys.argv[1:]
-    try:
-        found = preview(load_job(Path(job)).spec, Path(folder))
-    except TrainerError as error:
-        print(f"{error.message}" + (f"; {error.advice}" if error.advice else ""), file=sys.stderr)
-        return int(error.exit_code)
-    print(found.model_dump_json(by_alias=True))
-    return 0
+    return answer(lambda: preview(load_job(Path(job)).spec, Path(folder)))
 
 
 if __name__ == "__main__":

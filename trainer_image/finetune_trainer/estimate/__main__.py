@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.answer import answer
 from finetune_trainer.estimate.simulation import simulate
 from finetune_trainer.runtime import load_job
 
@@ -16,13 +16,7 @@ from finetune_trainer.runtime import load_job
 def main(arguments: list[str] | None = None) -> int:
     """Print the simulation; the exit code is the contract's, 0 for success."""
     job, folder, *sizes = arguments if arguments is not None else sys.argv[1:]
-    try:
-        found = simulate(load_job(Path(job)), Path(folder), [int(size) for size in sizes])
-    except TrainerError as error:
-        print(f"{error.message}" + (f"; {error.advice}" if error.advice else ""), file=sys.stderr)
-        return int(error.exit_code)
-    print(found.model_dump_json(by_alias=True))
-    return 0
+    return answer(lambda: simulate(load_job(Path(job)), Path(folder), [int(size) for size in sizes]))
 
 
 if __name__ == "__main__":
