@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import PROGRESS_PORT
-from finetune_operator.cluster.port import NETWORK_POLICY, Key, Object
+from finetune_operator.cluster.port import JOB, NETWORK_POLICY, Key, Object
 from finetune_operator.plan import plan
 from finetune_operator.settings import Settings, SettingsError
 from tests.operator.world import World, typed
@@ -74,6 +74,17 @@ async def test_it_is_there_before_the_pods_and_goes_with_the_job() -> None:
     found = await world.cluster.read(NETWORK_POLICY, Key("ml", "tune"))
     assert found is not None
     assert found["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+
+
+async def test_the_pod_that_checks_a_job_is_fenced_off_from_its_beginning() -> None:
+    world = World(settings())
+    kinds: list[str] = []
+    world.cluster.subscribe(lambda change: kinds.append(change.kind.kind) if change.type == "ADDED" else None)
+    await world.create(resources={"gpusPerNode": 1, "gpuProduct": "NVIDIA-L4"})
+    await world.pass_once()
+    assert kinds[:4] == ["FineTuneJob", "ConfigMap", "NetworkPolicy", "Job"]
+    (job,) = await world.cluster.list(JOB, None, {})
+    assert GANG["podSelector"]["matchLabels"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"operatorNamespace": "a"}', json.dumps({**GATE, "more": 1})])
