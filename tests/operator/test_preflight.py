@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import Cause, TerminationMessage
-from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Object
+from finetune_operator.cluster.port import EVENT, FINE_TUNE_JOB, JOB, POD, Key, Object
 from finetune_operator.plan import plan
+from finetune_operator.plan.preflight import LIMIT_SECONDS
 from finetune_operator.settings import Settings
 from tests.operator.world import KEY, World, typed
 
@@ -102,6 +103,41 @@ async def test_a_check_that_fails_by_itself_holds_nobody_up() -> None:
         await world.settle()
     assert (await world.phase())[0] == "Running"
     assert (await valid(world))[:2] == ("True", "PreflightInconclusive")
+
+
+async def test_a_check_that_comes_to_no_end_holds_nobody_up() -> None:
+    world = await a_world()
+    await ends(world, 69, "S3 is away")
+    world.clock.forward(LIMIT_SECONDS - 1)
+    await world.node.settle()
+    await world.settle()
+    assert await world.phase() == CHECKING
+    world.clock.forward(1)
+    assert await world.node.settle() is None
+    await world.settle()
+    assert (await world.phase())[0] == "Running"
+    assert await checkers(world) == []
+    text = "Preflight did not come to its end (it took more than 30m0s); the job starts unchecked"
+    assert await valid(world) == ("True", "PreflightInconclusive", text)
+    told = [(event["reason"], event["type"], event["message"]) for event in await world.cluster.list(EVENT, "ml", {})]
+    assert told.count(("PreflightInconclusive", "Warning", text)) == 1
+
+
+async def test_a_check_for_which_there_is_no_room_holds_nobody_up_for_ever() -> None:
+    world = World()
+    world.node.kubelet.sync = nothing  # type: ignore[method-assign]
+    await world.create(**GPU)
+    await world.settle()
+    assert await world.phase() == CHECKING
+    world.clock.forward(LIMIT_SECONDS)
+    await world.node.settle()
+    await world.settle()
+    assert (await world.phase())[0] == "Starting"
+    assert (await valid(world))[:2] == ("True", "PreflightInconclusive")
+
+
+async def nothing() -> None:
+    """A cluster without nodes."""
 
 
 async def test_a_check_that_was_evicted_is_done_again() -> None:
