@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from finetune_operator.cluster.kubelet import StartError
 from finetune_operator.cluster.port import CONFIG_MAP, FINE_TUNE_JOB, JOB, POD, SERVICE, JsonPatch, Key
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS
 from tests.operator.world import KEY, RESULT, World, admit_all
@@ -223,6 +224,11 @@ async def to_blocked(world: World) -> None:
     await world.create(model={"uri": "job://other"})
 
 
+async def to_starting(world: World) -> None:
+    world.node.runtime.refuse = StartError("ImagePullBackOff", "no such image")
+    await world.create()
+
+
 async def to_running(world: World) -> None:
     await world.create()
 
@@ -252,6 +258,7 @@ async def to_failed(world: World) -> None:
 
 PHASES = {
     "Blocked": to_blocked,
+    "Starting": to_starting,
     "Running": to_running,
     "Restarting": to_restarting,
     "Suspended": to_suspended,
