@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,3 +98,9 @@ def test_secrets_for_pulling_come_to_those_of_the_job_and_each_once() -> None:
     job = typed(podTemplate={"imagePullSecrets": ["own", "both"]})
     pod = plan(job, Settings(image_pull_secrets=("both", "all"))).workload["spec"]["template"]["spec"]
     assert pod["imagePullSecrets"] == [{"name": "own"}, {"name": "both"}, {"name": "all"}]
+
+
+def test_the_charts_example_opens_the_port_that_there_is_to_scrape() -> None:
+    values = Path(__file__).parents[2] / "charts" / "finetune-operator" / "values.yaml"
+    _, example = values.read_text().split("kubernetes.io/metadata.name: monitoring", 1)
+    assert f"ports: [{{port: {PROGRESS_PORT}}}]" in example.splitlines()[1]
