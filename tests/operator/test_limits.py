@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from finetune_operator.cluster.kubelet import StartError
 from finetune_operator.cluster.port import CONFIG_MAP, FINE_TUNE_JOB, JOB, POD, SERVICE, JsonPatch, Key
+from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS
 from tests.operator.world import KEY, RESULT, World, admit_all
 from tests.support.scripted import ScriptedRuntime
 
@@ -115,6 +117,17 @@ async def test_a_result_that_came_in_time_counts_although_the_operator_looks_too
     assert (await world.phase())[0] == "Succeeded"
 
 
+async def test_a_teardown_after_the_time_is_over_is_waited_for_with_pauses() -> None:
+    world = World(runtime=ScriptedRuntime(None), admit=admit_all)
+    await world.create(runPolicy={"activeDeadlineSeconds": 100})
+    await world.settle()
+    world.clock.forward(100)
+    await world.settle()
+    world.clock.forward(1)
+    assert await world.phase() == ("Running", "DeadlineExceeded")
+    assert await world.pass_once() == TEARDOWN_SECONDS
+
+
 # --- starting --------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +224,11 @@ async def to_blocked(world: World) -> None:
     await world.create(model={"uri": "job://other"})
 
 
+async def to_starting(world: World) -> None:
+    world.node.runtime.refuse = StartError("ImagePullBackOff", "no such image")
+    await world.create()
+
+
 async def to_running(world: World) -> None:
     await world.create()
 
@@ -240,6 +258,7 @@ async def to_failed(world: World) -> None:
 
 PHASES = {
     "Blocked": to_blocked,
+    "Starting": to_starting,
     "Running": to_running,
     "Restarting": to_restarting,
     "Suspended": to_suspended,
