@@ -11,6 +11,7 @@ from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Kind, O
 from finetune_operator.observed import attempt_of
 from tests.operator.kueue import Kueue
 from tests.operator.world import KEY, RESULT, World, admit_all
+from tests.support.scripted import ScriptedRuntime
 
 NODES = 2
 
@@ -22,8 +23,8 @@ class QueuedWorld(World):
         eager: Kueue acts before the Job controller; a Job that is suspended for a moment is never seen suspended.
     """
 
-    def __init__(self, room: int = 1, eager: bool = False) -> None:
-        super().__init__(admit=admit_all)
+    def __init__(self, room: int = 1, eager: bool = False, runtime: ScriptedRuntime | None = None) -> None:
+        super().__init__(admit=admit_all, runtime=runtime)
         self.kueue = Kueue(self.cluster, room)
         self.suspensions: list[bool] = []
         self.engine = self.operator(Recording(self))
@@ -57,8 +58,8 @@ class Recording:
         return await self._world.cluster.patch(kind, key, patch, subresource)
 
 
-async def running(eager: bool = False, **spec: Any) -> QueuedWorld:
-    world = QueuedWorld(eager=eager)
+async def running(eager: bool = False, runtime: ScriptedRuntime | None = None, **spec: Any) -> QueuedWorld:
+    world = QueuedWorld(eager=eager, runtime=runtime)
     spec["runPolicy"] = {"preflight": "Never", **spec.get("runPolicy", {})}
     await world.create(resources={"nodes": NODES}, scheduling={"queue": "team"}, **spec)
     await world.settle()
@@ -158,6 +159,20 @@ async def test_a_job_that_may_not_be_started_again_leaves_the_queue() -> None:
     assert await world.phase() == ("Failed", "Infrastructure")
     assert await world.cluster.list(JOB, None, {}) == []
     assert await world.pods() == []
+
+
+async def test_pods_of_an_earlier_attempt_that_do_not_end_hold_a_gang_up_no_longer_than_it_may_wait() -> None:
+    world = await running(runtime=ScriptedRuntime(None), runPolicy={"startDeadlineSeconds": 10})
+    pod = (await world.pods())[0]
+    await world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
+    await world.settle()
+    assert await world.phase() == ("Restarting", "WaitingForOldPods")
+    world.clock.forward(10)
+    await world.settle()
+    assert (await world.status())["reason"] == "DeadlineExceeded"
+    await world.end(75)
+    await world.settle()
+    assert await world.phase() == ("Failed", "DeadlineExceeded")
 
 
 async def test_a_job_that_fails_for_good_by_its_own_rule_is_failed_in_its_place() -> None:

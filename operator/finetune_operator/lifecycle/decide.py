@@ -101,6 +101,8 @@ def _in_incident(situation: Situation) -> Decision | None:
     incident = situation.status.incident
     if incident is None:
         return None
+    if incident.retry and not situation.job.spec.suspend and (over := past_deadline(situation)) is not None:
+        return over
     return restart_in_queue(situation, incident) or handle_incident(situation, incident)
 
 
@@ -140,7 +142,8 @@ def _not_started(situation: Situation) -> Decision | None:
         return None
     if not torn_down(situation.observed):
         text = f"An earlier run has not ended: waiting for {still_there(situation.observed)}"
-        return Decision(situation.to(Phase.STARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
+        waits = Decision(situation.to(Phase.STARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
+        return past_deadline(situation) or waits
     return start_next(situation)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from finetune_api.contract import Cause
 from finetune_api.status import ConditionType, Incident, Phase
 from finetune_operator.failures import Failure
+from finetune_operator.lifecycle.deadlines import past_deadline
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Delete, Free, Remove, Situation, Suspend
 from finetune_operator.lifecycle.incidents import open_incident
 from finetune_operator.lifecycle.start import start_next, still_there
@@ -83,4 +84,5 @@ def _clear(situation: Situation) -> Decision | None:
     if not old:
         return None
     text = f"Waiting for {still_there(situation.observed)}"
-    return Decision(situation.to(Phase.RESTARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
+    waits = Decision(situation.to(Phase.RESTARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
+    return past_deadline(situation) or waits
