@@ -10,7 +10,7 @@ import pytest
 from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Kind, Object
 from finetune_operator.observed import attempt_of
 from tests.operator.kueue import Kueue
-from tests.operator.world import KEY, RESULT, World, admit_all
+from tests.operator.world import KEY, RESULT, FaultyCluster, Killed, World, admit_all
 from tests.support.scripted import ScriptedRuntime
 
 NODES = 2
@@ -77,9 +77,12 @@ async def come_back(world: World) -> None:
     raise AssertionError(await world.status())
 
 
+async def check_pods(world: World, attempt: int) -> None:
+    assert [attempt_of(pod["metadata"]) for pod in await world.pods()] == [attempt] * NODES
+
+
 async def check_gang(world: World, attempt: int) -> None:
-    pods = await world.pods()
-    assert [attempt_of(pod["metadata"]) for pod in pods] == [attempt] * NODES
+    await check_pods(world, attempt)
     assert (await world.status())["attempt"] == attempt
 
 
@@ -149,6 +152,61 @@ async def test_a_user_who_suspends_gives_the_place_in_the_queue_back() -> None:
     await come_back(world)
     await check_gang(world, 2)
     assert (await world.status())["restarts"]["total"] == 0
+
+
+async def test_a_user_who_goes_on_before_all_is_torn_down_is_charged_nothing() -> None:
+    world = await running(runtime=ScriptedRuntime(None))
+    await world.set_suspend(True)
+    await world.settle()
+    assert await world.phase() == ("Running", "Suspending")
+    await world.set_suspend(False)
+    await world.settle()
+    assert await world.phase() == ("Starting", "WaitingForOldPods")
+    world.clock.forward(10)
+    await world.settle()
+    await world.end(75)
+    await come_back(world)
+    await check_gang(world, 2)
+    assert (await world.status())["restarts"]["total"] == 0
+
+
+async def test_nor_where_the_operator_is_killed_while_it_gives_the_place_back() -> None:
+    deleted = 0
+    for n in range(1, 100):
+        world = await running(runtime=ScriptedRuntime(None))
+        await world.set_suspend(True)
+        faulty = FaultyCluster(world.cluster, n, after=True)
+        world.engine = world.operator(faulty)  # type: ignore[arg-type]
+        try:
+            await world.settle()
+        except (Killed, BaseExceptionGroup):  # a task group wraps it
+            deleted += not await world.cluster.list(JOB, None, {})
+        else:
+            break
+        world.engine = world.operator(world.cluster)
+        await world.set_suspend(False)
+        await world.settle()
+        assert (await world.status())["restarts"]["total"] == 0, f"killed at call {n}"
+    assert deleted
+
+
+async def test_an_admission_that_no_status_tells_of_counts_if_there_are_pods_of_it() -> None:
+    world = QueuedWorld(runtime=ScriptedRuntime(None))
+    await world.create(resources={"nodes": NODES}, scheduling={"queue": "team"}, runPolicy={"preflight": "Never"})
+    await world.pass_once()
+    await world.node.settle()
+    await check_pods(world, 1)
+    # The operator is away all the while.
+    await world.kueue.preempt(await world.workload(), "Preempted")
+    await world.node.settle()
+    world.engine = world.operator(world.cluster)
+    await world.settle()
+    status = await world.status()
+    assert (status["phase"], status["restarts"]["disruption"]) == ("Queued", 1)
+    await world.end(75)
+    world.kueue.room = 1
+    await come_back(world)
+    await check_gang(world, 2)
 
 
 async def test_a_job_that_may_not_be_started_again_leaves_the_queue() -> None:

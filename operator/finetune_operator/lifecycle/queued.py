@@ -14,10 +14,11 @@ from finetune_operator.failures import Failure
 from finetune_operator.lifecycle.deadlines import past_deadline
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Delete, Free, Remove, Situation, Suspend
 from finetune_operator.lifecycle.incidents import open_incident
-from finetune_operator.lifecycle.start import start_next, still_there
+from finetune_operator.lifecycle.start import start_next, still_there, suspending
 from finetune_operator.observed import (
     attempt_of,
     controller_uid,
+    current_pods,
     is_deleting,
     is_suspended,
     live_pods,
@@ -35,7 +36,8 @@ def in_queue(situation: Situation) -> Decision | None:
     if not is_suspended(workload):
         return _clear(situation)
     queue = situation.job.spec.scheduling.queue
-    if _was_admitted(situation):
+    # What ran ran, also where no status tells of it: two incarnations must never have one number.
+    if _was_admitted(situation) or current_pods(situation.observed):
         why = situation.observed.eviction or "Kueue gave no reason"
         return open_incident(situation, Failure(Cause.DISRUPTION, f"Queue {queue} took the job back: {why}"))
     text = f"Waiting in queue {queue}"
@@ -59,6 +61,9 @@ def leave_queue(situation: Situation) -> Decision | None:
     """A user's suspension gives the place in the queue back; None where there is none."""
     if not situation.is_queued or situation.observed.workload is None:
         return None
+    if situation.status.workload is not None:
+        # Written before it is done: a crash in between must not make a loss of it.
+        return Decision(suspending(situation), requeue_after=0.0)
     return Decision(situation.status, Delete())
 
 
