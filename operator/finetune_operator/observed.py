@@ -48,7 +48,7 @@ class Observed:
     progress: Progress | None = None
     """Newest answer of the trainer, if there is one."""
     silence: float = 0.0
-    """Seconds since that answer; since the pod was first to be asked, if there is none."""
+    """Seconds for which it has left all that it was asked unanswered."""
     refusal: str | None = None
     """Why the Job controller may not create the Job's pods (quota, admission), if it said so."""
     trouble: Trouble | None = None

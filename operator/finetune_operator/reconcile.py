@@ -70,7 +70,7 @@ class ProgressSource(Protocol):
         ...
 
     def silence(self, key: Key) -> float:
-        """Seconds since that answer, or since the pod was first to be asked."""
+        """Seconds for which the pod has left all that it was asked unanswered."""
         ...
 
     def forget(self, key: Key) -> None:
