@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Kind, Object
-from finetune_operator.observed import attempt_of
+from finetune_operator.observed import attempt_of, workload_attempt
 from tests.operator.kueue import Kueue
 from tests.operator.world import KEY, RESULT, FaultyCluster, Killed, World, admit_all
 from tests.support.scripted import ScriptedRuntime
@@ -27,6 +27,8 @@ class QueuedWorld(World):
         super().__init__(admit=admit_all, runtime=runtime)
         self.kueue = Kueue(self.cluster, room)
         self.suspensions: list[bool] = []
+        self.searches = 0
+        """How often the operator has asked for events."""
         self.engine = self.operator(Recording(self))
         settle = self.node.settle
 
@@ -44,13 +46,18 @@ class QueuedWorld(World):
 
 
 class Recording:
-    """Passes the operator's calls on, and notes what it writes to the suspension of Jobs."""
+    """Passes the operator's calls on, and notes what it writes to the suspension of Jobs and how often it asks for
+    events."""
 
     def __init__(self, world: QueuedWorld) -> None:
         self._world = world
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._world.cluster, name)
+
+    async def events_of(self, obj: Object) -> list[Object]:
+        self._world.searches += 1
+        return await self._world.cluster.events_of(obj)
 
     async def patch(self, kind: Kind, key: Key, patch: list[Object], subresource: str | None = None) -> Object | None:
         writes = [item["value"] for item in patch if item["path"] == "/spec/suspend" and item["op"] != "test"]
@@ -96,6 +103,7 @@ async def test_a_job_waits_in_its_queue_until_kueue_lets_it_run() -> None:
     world.clock.forward(100_000)
     await world.settle()
     assert (await world.phase())[0] == "Queued"
+    assert world.searches == 0
     world.kueue.room = 1
     await world.settle()
     assert ((await world.phase())[0], await world.admitted()) == ("Running", "True")
@@ -115,6 +123,10 @@ async def test_a_job_that_kueue_takes_back_is_queued_again_and_charged_nothing()
     why = "Disruption: Queue team took the job back: Preempted to accommodate a workload of a higher priority"
     assert ("Restarting", why) in await world.events()
     assert await world.pods() == []
+    # Events are dear: they are searched for the reason once.
+    for _ in range(3):
+        await world.pass_once()
+    assert world.searches == 1
     world.kueue.room = 1
     await come_back(world)
     await check_gang(world, 2)
@@ -134,6 +146,19 @@ async def test_a_gang_is_started_again_in_its_place_by_one_suspension(eager: boo
         assert world.suspensions == [True] * (attempt - 1)
         await world.sit_out_back_off()
     assert len(await world.cluster.list(JOB, None, {})) == 1
+
+
+async def test_a_pod_of_an_earlier_attempt_is_gone_only_when_it_has_ended() -> None:
+    world = await running(eager=True, runtime=ScriptedRuntime(None))
+    world.node.runtime.end((await world.pods())[1]["metadata"]["name"], 69)
+    await world.node.kubelet.sync()
+    while workload_attempt(await world.workload()) == 1:
+        await world.pass_once()
+    await world.kueue.sync()
+    # This pass deletes what is left of the first attempt, and does not take that for its end.
+    await world.pass_once()
+    assert [bool(pod["metadata"].get("deletionTimestamp")) for pod in await world.pods()] == [True]
+    assert await world.phase() == ("Restarting", "WaitingForOldPods")
 
 
 async def test_a_user_who_suspends_gives_the_place_in_the_queue_back() -> None:

@@ -9,13 +9,14 @@ another attempt leaves: incarnations still never mix.
 from __future__ import annotations
 
 from finetune_api.contract import Cause
-from finetune_api.status import ConditionType, Incident, Phase
+from finetune_api.status import ConditionType, FineTuneJobStatus, Incident, Phase
 from finetune_operator.failures import Failure
 from finetune_operator.lifecycle.deadlines import past_deadline
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Delete, Free, Remove, Situation, Suspend
 from finetune_operator.lifecycle.incidents import open_incident
 from finetune_operator.lifecycle.start import start_next, still_there, suspending
 from finetune_operator.observed import (
+    Observed,
     attempt_of,
     controller_uid,
     current_pods,
@@ -36,8 +37,7 @@ def in_queue(situation: Situation) -> Decision | None:
     if not is_suspended(workload):
         return _clear(situation)
     queue = situation.job.spec.scheduling.queue
-    # What ran ran, also where no status tells of it: two incarnations must never have one number.
-    if _was_admitted(situation) or current_pods(situation.observed):
+    if was_taken_back(situation.status, situation.observed):
         why = situation.observed.eviction or "Kueue gave no reason"
         return open_incident(situation, Failure(Cause.DISRUPTION, f"Queue {queue} took the job back: {why}"))
     text = f"Waiting in queue {queue}"
@@ -67,9 +67,15 @@ def leave_queue(situation: Situation) -> Decision | None:
     return Decision(situation.status, Delete())
 
 
-def _was_admitted(situation: Situation) -> bool:
-    conditions = situation.status.conditions
-    return any(item.type is ConditionType.ADMITTED and item.status == "True" for item in conditions)
+def was_taken_back(status: FineTuneJobStatus, observed: Observed) -> bool:
+    """Whether a queue has suspended a Job that it had admitted.
+
+    What ran ran, also where no status tells of it: two incarnations must never have one number.
+    """
+    if observed.workload is None or not is_suspended(observed.workload):
+        return False
+    admitted = any(item.type is ConditionType.ADMITTED and item.status == "True" for item in status.conditions)
+    return admitted or bool(current_pods(observed))
 
 
 def _clear(situation: Situation) -> Decision | None:
