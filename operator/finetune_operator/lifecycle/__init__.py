@@ -16,6 +16,7 @@ from finetune_operator.lifecycle.decision import (
     Number,
     Remove,
     Resume,
+    Shrink,
     Suspend,
     WorkloadAction,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Number",
     "Remove",
     "Resume",
+    "Shrink",
     "Suspend",
     "WorkloadAction",
     "decide",
