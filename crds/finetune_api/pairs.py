@@ -250,7 +250,8 @@ def _elastic() -> Iterator[dict[str, str]]:
         at=at,
     )
     yield cel(
-        f"{fewer} || self.resources.nodes * self.hyperparameters.gradientAccumulationSteps % "
+        # What the schema refuses is judged here too.
+        f"{fewer} || self.distributed.minNodes < 1 || self.resources.nodes * self.hyperparameters.gradientAccumulationSteps % "
         "self.distributed.minNodes == 0",
         "minNodes pods must be able to share a step's batches evenly; set it to a divisor of resources.nodes x "
         "hyperparameters.gradientAccumulationSteps",
