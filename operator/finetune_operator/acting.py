@@ -120,7 +120,8 @@ class Actor:
 
     async def _create_preflight(self, job: FineTuneJob) -> Object | None:
         manifests = plan(job, self._settings)
-        await self._ensure(job, manifests.config_map)
+        for manifest in manifests.needs_of_preflight():
+            await self._ensure(job, manifest)
         return await self._ensure(job, manifests.preflight) if manifests.preflight else None
 
     async def _create_needs(self, job: FineTuneJob, attempt: int) -> Manifests:

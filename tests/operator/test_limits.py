@@ -8,6 +8,7 @@ import pytest
 
 from finetune_operator.cluster.kubelet import StartError
 from finetune_operator.cluster.port import CONFIG_MAP, FINE_TUNE_JOB, JOB, POD, SERVICE, JsonPatch, Key
+from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS
 from tests.operator.world import KEY, RESULT, World, admit_all
 from tests.support.scripted import ScriptedRuntime
 
@@ -114,6 +115,17 @@ async def test_a_result_that_came_in_time_counts_although_the_operator_looks_too
     world.clock.forward(1000)
     await world.settle()
     assert (await world.phase())[0] == "Succeeded"
+
+
+async def test_a_teardown_after_the_time_is_over_is_waited_for_with_pauses() -> None:
+    world = World(runtime=ScriptedRuntime(None), admit=admit_all)
+    await world.create(runPolicy={"activeDeadlineSeconds": 100})
+    await world.settle()
+    world.clock.forward(100)
+    await world.settle()
+    world.clock.forward(1)
+    assert await world.phase() == ("Running", "DeadlineExceeded")
+    assert await world.pass_once() == TEARDOWN_SECONDS
 
 
 # --- starting --------------------------------------------------------------------------------------------------------

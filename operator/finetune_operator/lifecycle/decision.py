@@ -68,7 +68,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class CreatePreflight:
-    """Create the Job that checks the job, with the ConfigMap that it reads."""
+    """Create the Job that checks the job, with the ConfigMap that it reads and the NetworkPolicy that bounds it."""
 
 
 @dataclass(frozen=True)
