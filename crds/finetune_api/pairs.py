@@ -251,8 +251,8 @@ def _elastic() -> Iterator[dict[str, str]]:
     )
     yield cel(
         # What the schema refuses is judged here too.
-        f"{fewer} || self.distributed.minNodes < 1 || self.resources.nodes * self.hyperparameters.gradientAccumulationSteps % "
-        "self.distributed.minNodes == 0",
+        f"{fewer} || self.distributed.minNodes < 1 || "
+        "self.resources.nodes * self.hyperparameters.gradientAccumulationSteps % self.distributed.minNodes == 0",
         "minNodes pods must be able to share a step's batches evenly; set it to a divisor of resources.nodes x "
         "hyperparameters.gradientAccumulationSteps",
         at=at,
