@@ -13,6 +13,7 @@ from kubernetes.aio.client import Configuration
 
 from finetune_api.contract import LABEL_JOB
 from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Kind, Object
+from finetune_operator.sessions import metadata_session
 from finetune_operator.settings import Settings
 from finetune_operator.watches import WATCHED, Watches
 
@@ -20,6 +21,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Put = Callable[[Key], None]
 LIST_CHUNK = 500
 """Objects of one page of kopf's first LIST, which is one unbounded answer otherwise."""
+IDLE_SECONDS = 0.1
+"""For which kopf keeps a task and the last event of an object after it: thousands of them at once would stay as memory
+that is never given back, and a new task costs next to nothing."""
 
 
 @dataclass
@@ -59,6 +63,7 @@ def _kopf_settings() -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.watching.chunk_size = LIST_CHUNK
+    settings.queueing.idle_timeout = IDLE_SECONDS
     for kind in (JOB, POD):
         # On the server's side: the pods of everybody else never come over the wire.
         settings.watching.label_selectors[_selector(kind)] = LABEL_JOB
@@ -68,8 +73,10 @@ def _kopf_settings() -> kopf.OperatorSettings:
 def _registry(put: Put, watches: Watches, configuration: Configuration) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
-    async def login(**_: Any) -> kopf.ConnectionInfo:
-        return await connection_info(configuration)
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        info = await connection_info(configuration)
+        # kopf closes it, and asks for another one when the server no longer takes its credentials.
+        return kopf.AiohttpSession(server=info.server, aiohttp_session=metadata_session(info, WATCHED))
 
     def handler(kind: Kind, key: Callable[[Object], Key]) -> Callable[..., Any]:
         # A coroutine function: kopf runs plain functions in threads, and the queue belongs to the loop.
