@@ -101,6 +101,8 @@ class Engine:
     async def resync(self, everything: bool = False) -> int:
         """LIST all jobs and look at those that have not ended. Returns how many are looked at.
 
+        Raises ClusterError where a kind could not be listed; if it was not the jobs, they are looked at nevertheless.
+
         Args:
             everything: look at those that have ended as well.
         """
@@ -113,11 +115,12 @@ class Engine:
             if everything or _has_a_future(raw):
                 keys.append(key)
         self._metrics.jobs.keep(found)
+        for key in keys:
+            self.put(key)
+        # Only to see whether their watches live: where these fail, the jobs are looked at all the same.
         for kind in WATCHED[1:]:
             async for _ in self._survey(kind):
                 pass
-        for key in keys:
-            self.put(key)
         return len(keys)
 
     async def _survey(self, kind: Kind) -> AsyncIterator[Object]:

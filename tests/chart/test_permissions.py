@@ -5,6 +5,8 @@ That it is exactly what running operators ask for is tested with them, in tests/
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from tests.chart.rendering import NAMESPACE, Object, environment, of_kind
@@ -23,6 +25,10 @@ NEEDED = {
 }
 NAMESPACED: Object = {"watch": {"namespaces": ["ml", "vision"]}}
 NO_USER_ROLES: Object = {"rbac": {"aggregate": False}}
+
+
+ROLES = re.compile(r"namespaced Roles: (.+?); one lease;")
+RULE = re.compile(r"([a-z]+)(?: and ([a-z]+))? ((?:[a-z]+, )*[a-z]+)( and their status patch)?")
 
 
 def granted(role: Object) -> dict[tuple[str, str], set[str]]:
@@ -50,6 +56,20 @@ def test_cluster_wide_the_operator_gets_exactly_the_verbs_it_uses() -> None:
     assert granted(role) == NEEDED
     assert_binds(binding, role)
     assert [role["metadata"]["namespace"] for role in of_kind("Role")] == [NAMESPACE]
+
+
+def test_the_documentation_names_every_verb() -> None:
+    documents = Path(__file__).parents[2] / "docs"
+    (rules,) = ROLES.findall((documents / "architecture.md").read_text())
+    named: dict[str, set[str]] = {}
+    for rule in re.sub(r" \(.*?\)", "", rules).split("; "):
+        matched = RULE.fullmatch(rule)
+        assert matched is not None, rule
+        one, other, verbs, status = matched.groups()
+        named |= {resource: set(verbs.split(", ")) for resource in (one, other) if resource}
+        named |= {f"{one}/status": {"patch"}} if status else {}
+    assert named == {resource: verbs for (_, resource), verbs in NEEDED.items()}
+    assert "delete those whose `ttlSecondsAfterFinished` is over" in (documents / "operations.md").read_text()
 
 
 def election_apart(kind: str, values: Object) -> list[Object]:

@@ -1,7 +1,7 @@
 """Two ranks that save and resume together while this and that goes wrong; run by test_gang.py.
 
-Usage: gang_ranks.py FOLDER KIND, where KIND is ddp or fsdp. FOLDER/alone holds what one process has saved by then. Rank
-0 writes FOLDER/result.json.
+Usage: gang_ranks.py FOLDER KIND, where KIND is ddp or fsdp. FOLDER/alone and FOLDER/alone-rows hold what one process
+has saved by then. Rank 0 writes FOLDER/result.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from finetune_trainer.errors import TrainerError
 STOP = 4
 RANDOM: dict[str, Any] = {"dropout": 0.2}
 LORA: dict[str, Any] = {"lora": True, "dropout": 0.2}
+SINGLE_ROWS: dict[str, Any] = {"lora": True, "r": 1, "lora_dropout": 0.0}
+"""Half of the adapters' matrices have one row: in shards the second rank holds nothing of them."""
 CALM: dict[str, Any] = {}
 
 
@@ -87,10 +89,13 @@ def main() -> None:
     results = {
         "random": resumed(folder / "random", kind, RANDOM, f"optimizer{part}.safetensors"),
         "lora": resumed(folder / "lora", kind, LORA),
+        "single rows": resumed(folder / "rows", kind, SINGLE_ROWS),
         "from one process": train(folder / "alone", kind, CALM).restored,
+        "single rows from one process": train(folder / "alone-rows", kind, SINGLE_ROWS).restored,
         "refused": refused(folder / "refused", kind, f"trainable{part}.safetensors"),
     }
     train(folder / "together", kind, CALM, STOP)
+    train(folder / "together-rows", kind, SINGLE_ROWS, STOP)
     by_first_rank(lambda: (folder / "result.json").write_text(json.dumps(results)))
     dist.destroy_process_group()
 

@@ -43,7 +43,7 @@ def save(store: Store, root: str, tmp_path: Path, step: int, keep: int = 100, **
         held=[Held(name=name, path=str(tmp_path / name)) for name in ("optimizer.pt", "weights")],
     )
     begin(store, request)
-    files = upload(store, request).files
+    files = upload(store, request, moved=lambda: None).files
     commit(store, request.model_copy(update={"manifest": request.manifest.model_copy(update={"files": files})}))
     return Path(step_uri(root, step).removeprefix("file://"))
 
@@ -158,7 +158,7 @@ def test_the_best_one_is_kept_beside_the_newest_until_a_better_one_is_complete(s
     )
     begin(store, better)
     with pytest.raises(FileNotFoundError):
-        upload(store, better)
+        upload(store, better, moved=lambda: None)
     assert steps(store, root) == [30, 10]
     save(store, root, tmp_path, 50, keep=1, best=50)
     assert steps(store, root) == [50]

@@ -103,17 +103,18 @@ def test_a_bucket_that_fails_a_twentieth_of_all_requests_and_is_then_away(tmp_pa
 
 @pytest.mark.slow
 def test_an_upload_that_is_slower_than_training_is_waited_for(tmp_path, undisturbed, proxy, bucket, monkeypatch):
-    waits: list[float] = []
+    waits: list[tuple[float, bool]] = []
     kept: list[CheckpointingTrainer] = []
 
     def arm(trainer: CheckpointingTrainer) -> None:
-        monkeypatch.setattr(trainer.checkpoints, "_on_wait", waits.append)
+        monkeypatch.setattr(trainer.checkpoints, "_on_wait", lambda *wait: waits.append(wait))
         kept.append(trainer)
         proxy.slow(60_000)
 
     root = f"s3://{bucket}/out/checkpoints"
     assert run(root, tmp_path, 1, arm) == (0, undisturbed)
-    assert waits[0] == pytest.approx(1.0, abs=0.9)
+    assert waits[0][0] == pytest.approx(1.0, abs=0.9)
+    assert any(moved for _, moved in waits)
     assert kept[0].checkpoints.waited_seconds > 1.0
     proxy.slow(1e9)
     assert run(root, tmp_path, 2) == (STEPS, undisturbed)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.checkpoints import gang_ranks
-from tests.checkpoints.gang_ranks import CALM, STOP, train
+from tests.checkpoints.gang_ranks import CALM, SINGLE_ROWS, STOP, train
 from tests.support.torchrun import torchrun
 from tests.trainer.ranks import STEPS
 
@@ -39,6 +39,7 @@ def together(request, tmp_path_factory) -> tuple[str, Path, dict[str, Any]]:
     """(kind, folder, result)."""
     folder, kind = tmp_path_factory.mktemp(request.param), request.param
     train(folder / "alone", "one", CALM, STOP)
+    train(folder / "alone-rows", "one", SINGLE_ROWS, STOP)
     torchrun(gang_ranks, folder, kind)
     return kind, folder, json.loads((folder / "result.json").read_text())
 
@@ -93,6 +94,22 @@ def test_one_goes_on_from_what_more_ranks_have_saved(together, undisturbed):
     trainer = train(folder / "together", "one", CALM)
     assert (trainer.restored, trainer.warnings) == (STOP, [])
     assert_close(weights(folder / "together" / LAST), undisturbed)
+
+
+def test_a_rank_that_holds_nothing_of_a_parameter_resumes_to_the_bit(together):
+    _, _, result = together
+    assert result["single rows"] == result["single rows"] | {"from": STOP, "warnings": [], "same": True}
+
+
+def test_single_rows_go_on_in_more_ranks_and_in_fewer(together, tmp_path):
+    _, folder, result = together
+    train(tmp_path, "one", SINGLE_ROWS)
+    undisturbed = weights(tmp_path / LAST)
+    assert result["single rows from one process"] == STOP
+    assert_close(weights(folder / "alone-rows" / LAST), undisturbed)
+    trainer = train(folder / "together-rows", "one", SINGLE_ROWS)
+    assert (trainer.restored, trainer.warnings) == (STOP, [])
+    assert_close(weights(folder / "together-rows" / LAST), undisturbed)
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -165,6 +165,19 @@ def add_up(context: Context) -> None:
     deliver(context)
 
 
+def deliver_slowly(context: Context) -> None:
+    """Rank 0 has something to do when the others are done."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    dist.barrier()
+    dist.destroy_process_group()
+    say(f"{'delivering' if context.is_main else 'done'} in process {os.getpid()}")
+    if context.is_main:
+        time.sleep(8)
+    deliver(context)
+
+
 def hang_in_c_with_the_interpreters_lock(context: Context) -> None:
     """No thread of this process can run any more."""
     say("training")

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from finetune_api.contract import Stage
+from finetune_trainer.collectives import assemble
 from finetune_trainer.runtime import Context
 from tests.launch.entries import deliver, say
 
@@ -43,6 +44,13 @@ def hang_in_a_lock(context: Context) -> None:
 def _take_twice(lock: threading.Lock) -> None:
     lock.acquire()
     lock.acquire()
+
+
+def hang_before_the_ranks_meet(context: Context) -> None:
+    """Rank 1 never has prepared what it prepares alone, and rank 0 waits for it."""
+    if context.rank == 1:
+        _take_twice(threading.Lock())
+    assemble(context, cuda=False)
 
 
 def hang_in_the_backward_pass(context: Context) -> None:

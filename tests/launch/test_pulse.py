@@ -15,10 +15,12 @@ from finetune_api.contract import ExitCode
 from finetune_trainer import pulse
 from finetune_trainer.pulse import Pulse
 from finetune_trainer.runtime import Pod
-from tests.launch.conftest import StartPod
+from tests.launch.conftest import StartPod, ended
 from tests.launch.test_gang import start_gang
 from tests.support.processes import wait_for
 
+SILENT = 4.0
+"""Seconds; entries.deliver_slowly takes twice as long."""
 POD = Pod.from_environment({"PET_NNODES": "2", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "127.0.0.1"})
 
 
@@ -46,11 +48,55 @@ def test_a_request_to_one_pod_is_heard_by_all_even_when_it_ends_at_once(pulses: 
     wait_for(lambda: pulses[0].stopped, 5)
 
 
+def fall_silent(one: Pulse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a node without power: its connection stays open."""
+    monkeypatch.setattr(one, "_beat", lambda store: None)
+
+
 def test_a_pod_that_falls_silent_is_missed_by_all(pulses: list[Pulse], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulse, "SILENT_SECONDS", 0.5)
-    pulses[1].end()
+    fall_silent(pulses[1], monkeypatch)
     text = wait_for(pulses[0].lost, 5)
     assert text.startswith("the pod with index 1 was not heard of")
+
+
+def test_a_pod_whose_ranks_have_ended_well_is_not_missed(pulses: list[Pulse], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "SILENT_SECONDS", 0.3)
+    pulses[1].tell_done()
+    pulses[1].end()
+    begun = time.monotonic()
+    wait_for(lambda: time.monotonic() - begun > 1, 5)
+    assert pulses[0].lost() is None
+
+
+def test_that_index_0_has_delivered_is_heard_and_that_it_was_heard_too(pulses: list[Pulse]) -> None:
+    assert not pulses[1].delivered
+    pulses[0].tell_delivered()
+    wait_for(lambda: pulses[1].delivered, 5)
+    wait_for(lambda: pulses[0].heard == 1, 5)
+
+
+@pytest.mark.slow
+def test_index_0_delivers_for_longer_than_a_pod_may_be_silent(start_pod: StartPod) -> None:
+    """The ranks of the other pod have nothing left to do meanwhile, and it ends with OK when index 0 does."""
+    first, second = start_gang(start_pod, "deliver_slowly", TEST_SILENT_SECONDS=SILENT)
+    assert (first.exit_code(), second.exit_code()) == (ExitCode.OK, ExitCode.OK)
+
+
+@pytest.mark.slow
+def test_a_pod_that_is_done_leaves_when_index_0_dies_before_it_has_delivered(start_pod: StartPod) -> None:
+    first, second = start_gang(start_pod, "deliver_slowly", TEST_SILENT_SECONDS=SILENT)
+    delivering = int(first.line("delivering").split()[-1])
+    done = int(second.line("done").split()[-1])
+    assert ended(done, 30)
+    begun = time.monotonic()
+    for pid in (first.process.pid, delivering):
+        os.kill(pid, signal.SIGSTOP)
+    second.line("waits for the request to stop")
+    assert time.monotonic() - begun < SILENT + 5
+    second.stop()
+    assert second.exit_code() == ExitCode.UNAVAILABLE
+    assert second.message.message.startswith("index 0 ended before it had delivered")
 
 
 @pytest.mark.slow

@@ -58,6 +58,13 @@ def test_of_two_pods_the_one_with_the_culprit_fails_and_the_other_waits_to_be_st
     assert first.message.rank != 1
 
 
+def test_a_rank_that_hangs_before_the_ranks_have_met_is_missed_by_those_that_wait(start_pod: StartPod) -> None:
+    pod = start_pod("hanging:hang_before_the_ranks_meet", stall=5, PET_NPROC_PER_NODE=2)
+    assert pod.exit_code() == ExitCode.STALLED
+    assert pod.message.rank == 1
+    assert "1 of this pod's ranks wait for others" in pod.message.message
+
+
 @pytest.mark.slow
 def test_a_rank_in_the_backward_pass_waits_for_the_one_that_never_came(start_pod: StartPod) -> None:
     pod = start_pod("hanging:hang_in_the_backward_pass", stall=10, PET_NPROC_PER_NODE=2)

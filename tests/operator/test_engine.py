@@ -13,7 +13,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from finetune_api.contract import Progress, Stage
-from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, Key, Object
+from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, ClusterError, Key, Kind, Object
 from finetune_operator.endpoints import application
 from finetune_operator.engine import Engine
 from finetune_operator.health import Health
@@ -35,9 +35,9 @@ async def running(engine: Engine) -> AsyncIterator[None]:
             await task
 
 
-async def until(true: Callable[[], Any]) -> None:
+async def until(true: Callable[[], Any], seconds: float = 60) -> None:
     """Give the loop away until an awaitable condition holds."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(seconds):
         while not await true():  # noqa: ASYNC110 - the condition is the state of a cluster, which has no event
             await asyncio.sleep(0)
 
@@ -84,6 +84,27 @@ async def test_a_resync_finds_jobs_of_which_no_watch_has_told() -> None:
 
     async with running(world.engine):
         await until(runs)
+
+
+@pytest.mark.parametrize("kind", ["Job", "Pod"])
+async def test_jobs_are_looked_at_although_their_children_cannot_be_listed(kind: str) -> None:
+    world, listed = World(), asyncio.Event()
+    await world.create()
+
+    class Forgetful(FaultyCluster):
+        async def walk(self, of: Kind, **named: Any) -> AsyncIterator[Object]:
+            if of.kind == kind:
+                raise ClusterError("the answer is too large")
+            async for obj in world.cluster.walk(of, **named):
+                yield obj
+
+    async def begun() -> bool:
+        return bool(await world.status())
+
+    engine = Engine(Forgetful(world.cluster), world.settings, clock=world.clock, listed=listed)
+    async with running(engine):
+        await until(begun, 5)
+    assert not listed.is_set()
 
 
 async def test_a_resync_leaves_jobs_that_have_ended_in_peace() -> None:
@@ -158,16 +179,36 @@ async def test_progress_of_a_replaced_pod_is_forgotten() -> None:
     assert await poller.poll_due() == 0
 
 
-async def test_silence_is_counted_from_the_last_answer() -> None:
+async def test_silence_is_the_time_of_the_tries_that_were_left_unanswered() -> None:
     pods, told, key = Pods(), [], Key("ml", "a")
     poller = poller_of(pods, told)
     assert poller.silence(key) == 0
     poller.latest(key, pod("1"))
     await poller.poll_due()
-    pods.answer, pods.now = None, 30.0
-    await poller.poll_due()
-    assert poller.silence(key) == 30
+    pods.answer = None
+    for second in (30.0, 40.0, 50.0):
+        pods.now = second
+        await poller.poll_due()
+    assert poller.silence(key) == 20
     assert poller.latest(key, pod("1")) is not None
+    pods.answer, pods.now = Progress(stage=Stage.TRAINING, step=2), 60.0
+    await poller.poll_due()
+    assert poller.silence(key) == 0
+
+
+async def test_a_pod_that_nobody_has_asked_is_not_called_silent() -> None:
+    pods, key = Pods(), Key("ml", "a")
+    pods.answer = None
+    poller = poller_of(pods, [])
+    poller.latest(key, pod("1"))
+    pods.now = 1000.0
+    assert poller.silence(key) == 0
+    await poller.poll_due()
+    assert poller.silence(key) == 0
+    # One try more, which comes late, is not several.
+    pods.now = 2000.0
+    await poller.poll_due()
+    assert poller.silence(key) == 20
 
 
 # --- settings and endpoints ------------------------------------------------------------------------------------------

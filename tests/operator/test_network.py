@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_api.contract import PROGRESS_PORT
-from finetune_operator.cluster.port import NETWORK_POLICY, Key, Object
+from finetune_operator.cluster.port import JOB, NETWORK_POLICY, Key, Object
 from finetune_operator.plan import plan
 from finetune_operator.settings import Settings, SettingsError
 from tests.operator.world import World, typed
@@ -76,6 +77,17 @@ async def test_it_is_there_before_the_pods_and_goes_with_the_job() -> None:
     assert found["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
 
 
+async def test_the_pod_that_checks_a_job_is_fenced_off_from_its_beginning() -> None:
+    world = World(settings())
+    kinds: list[str] = []
+    world.cluster.subscribe(lambda change: kinds.append(change.kind.kind) if change.type == "ADDED" else None)
+    await world.create(resources={"gpusPerNode": 1, "gpuProduct": "NVIDIA-L4"})
+    await world.pass_once()
+    assert kinds[:4] == ["FineTuneJob", "ConfigMap", "NetworkPolicy", "Job"]
+    (job,) = await world.cluster.list(JOB, None, {})
+    assert GANG["podSelector"]["matchLabels"].items() <= job["spec"]["template"]["metadata"]["labels"].items()
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"operatorNamespace": "a"}', json.dumps({**GATE, "more": 1})])
 def test_a_setting_that_cannot_be_read_is_named(text: str) -> None:
     with pytest.raises(SettingsError, match="FINETUNE_OPERATOR_NETWORK_POLICY"):
@@ -86,3 +98,9 @@ def test_secrets_for_pulling_come_to_those_of_the_job_and_each_once() -> None:
     job = typed(podTemplate={"imagePullSecrets": ["own", "both"]})
     pod = plan(job, Settings(image_pull_secrets=("both", "all"))).workload["spec"]["template"]["spec"]
     assert pod["imagePullSecrets"] == [{"name": "own"}, {"name": "both"}, {"name": "all"}]
+
+
+def test_the_charts_example_opens_the_port_that_there_is_to_scrape() -> None:
+    values = Path(__file__).parents[2] / "charts" / "finetune-operator" / "values.yaml"
+    _, example = values.read_text().split("kubernetes.io/metadata.name: monitoring", 1)
+    assert f"ports: [{{port: {PROGRESS_PORT}}}]" in example.splitlines()[1]

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import Cause, TerminationMessage
-from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Object
+from finetune_operator.cluster.port import EVENT, FINE_TUNE_JOB, JOB, POD, Key, Object
 from finetune_operator.plan import plan
+from finetune_operator.plan.preflight import LIMIT_SECONDS
 from finetune_operator.settings import Settings
 from tests.operator.world import KEY, World, typed
 
@@ -93,15 +94,82 @@ async def test_what_does_not_answer_is_asked_three_times() -> None:
     assert (await valid(world))[:2] == ("True", "Accepted")
 
 
-async def test_a_check_that_fails_by_itself_holds_nobody_up() -> None:
+def exited(code: int, reason: str = "Error") -> Object:
+    terminated = {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T12:00:00Z"}
+    return {"phase": "Failed", "containerStatuses": [{"name": "trainer", "state": {"terminated": terminated}}]}
+
+
+def disrupted(status: Object) -> Object:
+    return {**status, "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]}
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        exited(70),
+        exited(137),
+        exited(137, "OOMKilled"),
+        exited(128, "StartError"),
+        {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no device"},
+        disrupted(exited(69)),
+    ],
+    ids=["an error", "SIGKILL", "out of memory", "no start", "rejected by the node", "a node that goes down"],
+)
+async def test_a_check_that_fails_by_itself_holds_nobody_up(status: Object) -> None:
     world = await a_world()
-    for _ in range(3):
-        await ends(world, 70, "KeyError")
-        world.clock.forward(601)
-        await world.node.settle()
-        await world.settle()
+    (pod,) = await checkers(world)
+    world.cluster.set_status(POD, Key("ml", pod["metadata"]["name"]), status)
+    child = await world.cluster.read(JOB, CHECK)
+    assert child is not None
+    failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "too often"}
+    world.cluster.set_status(JOB, CHECK, {**child["status"], "conditions": [failed]})
+    await world.settle()
     assert (await world.phase())[0] == "Running"
     assert (await valid(world))[:2] == ("True", "PreflightInconclusive")
+
+
+async def test_the_last_word_of_a_check_counts() -> None:
+    world = await a_world()
+    await ends(world, 70, "KeyError")
+    world.clock.forward(601)
+    await world.node.settle()
+    await ends(world, 65, "data.jsonl:3: no messages")
+    assert await world.phase() == ("Failed", "Data")
+
+
+async def test_a_check_that_comes_to_no_end_holds_nobody_up() -> None:
+    world = await a_world()
+    await ends(world, 69, "S3 is away")
+    world.clock.forward(LIMIT_SECONDS - 1)
+    await world.node.settle()
+    await world.settle()
+    assert await world.phase() == CHECKING
+    world.clock.forward(1)
+    assert await world.node.settle() is None
+    await world.settle()
+    assert (await world.phase())[0] == "Running"
+    assert await checkers(world) == []
+    text = "Preflight did not come to its end (it took more than 30m0s); the job starts unchecked"
+    assert await valid(world) == ("True", "PreflightInconclusive", text)
+    told = [(event["reason"], event["type"], event["message"]) for event in await world.cluster.list(EVENT, "ml", {})]
+    assert told.count(("PreflightInconclusive", "Warning", text)) == 1
+
+
+async def test_a_check_for_which_there_is_no_room_holds_nobody_up_for_ever() -> None:
+    world = World()
+    world.node.kubelet.sync = nothing  # type: ignore[method-assign]
+    await world.create(**GPU)
+    await world.settle()
+    assert await world.phase() == CHECKING
+    world.clock.forward(LIMIT_SECONDS)
+    await world.node.settle()
+    await world.settle()
+    assert (await world.phase())[0] == "Starting"
+    assert (await valid(world))[:2] == ("True", "PreflightInconclusive")
+
+
+async def nothing() -> None:
+    """A cluster without nodes."""
 
 
 async def test_a_check_that_was_evicted_is_done_again() -> None:
@@ -187,6 +255,26 @@ async def test_a_pod_that_cannot_start_says_why() -> None:
     await world.create(**GPU)
     await world.settle()
     assert await world.phase() == ("Preflight", "ImagePullBackOff")
+
+
+async def test_a_quota_that_forbids_its_pod_is_told_and_holds_nobody_up_for_ever() -> None:
+    world = World()
+    await world.create(**GPU)
+    again_in = await world.pass_once()
+    child = await world.cluster.read(JOB, CHECK)
+    assert child is not None
+    text = 'Error creating: pods "tune-preflight-" is forbidden: exceeded quota: compute, requested: cpu=1'
+    await world.cluster.emit(child, "FailedCreate", text, warning=True)
+    assert again_in is not None
+    world.clock.forward(again_in)
+    assert await world.pass_once() == 30.0
+    assert await world.phase() == ("Preflight", "PodsRefused")
+    assert (await world.status())["message"] == f"The cluster refuses the pod that checks the job: {text}"
+    too_long = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "Job was active longer"}
+    world.cluster.set_status(JOB, CHECK, {"conditions": [too_long]})
+    await world.settle()
+    assert (await world.phase())[0] == "Running"
+    assert (await valid(world))[:2] == ("True", "PreflightInconclusive")
 
 
 # --- when, and what it is --------------------------------------------------------------------------------------------

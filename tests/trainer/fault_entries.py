@@ -13,6 +13,7 @@ from finetune_trainer import train
 from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.progress import Reporter
 from finetune_trainer.runtime import Context
+from tests.support.processes import wait_for
 
 
 class Counting(Reporter):
@@ -42,22 +43,31 @@ class Killed(Counting):
 
 
 class StopsPod(Reporter):
-    """SIGTERM for the pod, as the kubelet sends it, when the rank has come to a stage."""
+    """SIGTERM for the pod, as the kubelet sends it, when the rank has come to a stage; that lasts until it hears it."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context.attempt, context.rank)
+        self._stop, self._stage = context.stop, os.environ["TEST_STAGE"]
 
     def stage(self, stage: Stage, detail: str = "") -> None:
         super().stage(stage, detail)
-        if stage.value == os.environ["TEST_STAGE"]:
-            os.environ["TEST_STAGE"] = ""
+        if stage.value == self._stage:
+            self.stop_pod()
+
+    def stop_pod(self) -> None:
+        """Once; a second request would be a hurry."""
+        if not self._stop.requested:
             os.kill(os.getppid(), signal.SIGTERM)
+            wait_for(lambda: self._stop.requested)
 
 
-def _stop_at_uploads() -> None:
+def _stop_at_uploads(reporter: StopsPod) -> None:
     """Ask for the stop when a checkpoint has just been handed over for its upload."""
     submit = Checkpoints.submit
 
     def submit_and_stop(*arguments: Any, **named: Any) -> Any:
         answer = submit(*arguments, **named)
-        os.kill(os.getppid(), signal.SIGTERM)
+        reporter.stop_pod()
         return answer
 
     Checkpoints.submit = submit_and_stop  # type: ignore[method-assign]
@@ -84,9 +94,10 @@ def be_killed(context: Context) -> None:
 
 
 def stop_in_stage(context: Context) -> None:
+    reporter = StopsPod(context)
     if os.environ["TEST_STAGE"] == "Uploading" and context.is_main:
-        _stop_at_uploads()
-    _disturbed(context, StopsPod(context.attempt, context.rank))
+        _stop_at_uploads(reporter)
+    _disturbed(context, reporter)
 
 
 def be_slow(context: Context) -> None:

@@ -118,7 +118,8 @@ def build(output: Path, kind: str, case: dict[str, Any]) -> PlainTrainer:
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     if case.get("lora"):
-        model = get_peft_model(model, LoraConfig(target_modules="all-linear", r=4, lora_dropout=0.1))
+        rank, dropout = case.get("r", 4), case.get("lora_dropout", 0.1)
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", r=rank, lora_dropout=dropout))
     trainer = PlainTrainer(model, arguments, train_dataset=rows())
     trainer.learning = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     trainer.checkpoints = checkpoints_in(output, arguments)

@@ -6,6 +6,7 @@ pod has ended, it stops the others, waits until all are gone, and starts the nex
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -137,6 +138,19 @@ def test_sigterm_to_one_pod_stops_the_gang_in_stage(stage, pods, undisturbed, tm
     # Rank 1 is done when rank 0 delivers, but its pod must not end with 0: it would not be started again.
     assert codes[1 - rank] in (ExitCode.TEMPFAIL, ExitCode.UNAVAILABLE)
     assert same(operator.finish(), undisturbed[0])
+
+
+def test_a_hung_upload_is_no_sign_of_life(pods, tmp_path):
+    operator = Operator(pods, tmp_path)
+    operator.job.spec.run_policy.stall_timeout_seconds = 10
+    # A volume whose server is gone: the call that opens the file does not return.
+    file = tmp_path / f"out/checkpoints/step-{EVERY:08d}/.trainable.safetensors.part"
+    file.parent.mkdir(parents=True)
+    os.mkfifo(file)
+    (pod,) = operator.start(nodes=1)
+    assert pod.exit_code() == ExitCode.STALLED
+    assert "called by wait (delivery.py" in (pod.folder / "termination-log").read_text()
+    assert not operator.complete_steps()
 
 
 def test_a_slow_rank_holds_its_peers_up_and_changes_nothing(pods, undisturbed, tmp_path):

@@ -26,7 +26,7 @@ from finetune_trainer.pulse import Pulse
 from finetune_trainer.rendezvous import GangRendezvous
 from finetune_trainer.runtime import Pod, result_file
 from finetune_trainer.stop_signals import StopSignals
-from finetune_trainer.supervision import MONITOR_SECONDS, Finding, Supervision
+from finetune_trainer.supervision import MONITOR_SECONDS, ORDERLY, Finding, Supervision
 from finetune_trainer.workers import Workers
 
 FAREWELL_SECONDS = 30.0
@@ -116,10 +116,20 @@ class GangAgent(SimpleElasticAgent):
         finding = self._supervision.look()
         if finding is Finding.RUNNING:
             self._listen()
-        elif self._pulse is not None:
-            self._pulse.end()
+        else:
+            self._tell_end(finding)
         ranks = [worker.global_rank for worker in worker_group.workers]
         return RunResult(state=STATES[finding], return_values=dict.fromkeys(ranks))
+
+    def _tell_end(self, finding: Finding) -> None:
+        """After a success the pulse goes on: index 0 may deliver for long, and each must notice when the other dies."""
+        if self._pulse is None:
+            return
+        ended = self._workers.poll()
+        if len(ended) == self._pod.processes and all(code in ORDERLY for code in ended.values()):
+            self._pulse.tell_done()
+        if finding is not Finding.SUCCEEDED:
+            self._pulse.end()
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._supervision.settle()
@@ -132,32 +142,37 @@ class GangAgent(SimpleElasticAgent):
 
         Index 0 has delivered and does not depend on the others; it only waits for them to hear of it.
         """
-        store, group = self._store, self._worker_group
-        if self._pod.nodes == 1:
+        if self._pulse is None:
             return
-        if group.group_rank == 0:
-            self._say_farewell(store, self._pod.nodes)
-        else:
-            self._await_delivery(store)
+        try:
+            if self._pod.node_rank == 0:
+                self._say_farewell(self._pulse)
+            else:
+                self._await_delivery(self._pulse)
+        finally:
+            self._pulse.end()
 
-    def _say_farewell(self, store: Any, nodes: int) -> None:
+    def _say_farewell(self, pulse: Pulse) -> None:
         if not result_file(self._pod.scratch).exists():
             return
-        store.set("delivered", "1")
+        pulse.tell_delivered()
         begun = time.monotonic()
-        while store.add("heard", 0) < nodes - 1:
+        while pulse.heard < self._pod.nodes - 1:
             # Asked to stop, it still owes them the word: they would count it as lost, and start all over.
             patience = HURRIED_FAREWELL_SECONDS if self._stop.count else FAREWELL_SECONDS
             if time.monotonic() - begun > patience:
                 return
             time.sleep(MONITOR_SECONDS)
 
-    def _await_delivery(self, store: Any) -> None:
-        try:
-            while not store.check(["delivered"]):
-                if self._stop.count:
-                    raise PeersLostError("asked to stop while waiting for index 0 to deliver")
-                time.sleep(MONITOR_SECONDS)
-            store.add("heard", 1)
-        except RuntimeError as error:
-            raise PeersLostError(f"index 0 ended before it had delivered: {error}") from error
+    def _await_delivery(self, pulse: Pulse) -> None:
+        """Asks the pulse and not the store: a call to a store whose host is gone may block for minutes.
+
+        That another pod was asked to stop is no reason to leave: index 0 delivers all the same, or ends.
+        """
+        while not pulse.delivered:
+            if self._stop.count:
+                raise PeersLostError("asked to stop while waiting for index 0 to deliver")
+            lost = pulse.lost()
+            if lost is not None:
+                raise PeersLostError(f"index 0 ended before it had delivered: {lost}")
+            time.sleep(MONITOR_SECONDS)

@@ -15,9 +15,9 @@ from typing import IO
 
 STACKS_SIGNAL = signal.SIGUSR1
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>.+)')
-WAITING_PLACES = ("/torch/distributed/", "/torch/autograd/graph.py")
-"""Where the interpreter is while it waits for peers: in a collective, or in the backward pass, whose reductions run
-below it."""
+WAITING_PLACES = ("/torch/distributed/", "/torch/autograd/graph.py", "/finetune_trainer/collectives.py")
+"""Where the interpreter is while it waits for peers: in a collective, in the backward pass, whose reductions run below
+it, or for those that still prepare."""
 NOT_WAITING = ("/torch/distributed/checkpoint/", "/torch/distributed/elastic/")
 OWN = "/finetune_trainer/"
 

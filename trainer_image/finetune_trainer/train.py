@@ -116,14 +116,15 @@ def _checkpoints(context: Context, store: Store, output: Output, base_digest: st
         # Asked at every commit: the one setting that may change under a running job.
         keep=lambda: load_job(context.job_file).spec.checkpoint.keep,
         on_commit=lambda checkpoint: context.reporter.update(checkpoint=checkpoint),
-        on_wait=lambda seconds: _tell_wait(context, seconds),
+        on_wait=partial(_tell_wait, context),
         gang=gang_of(context),
     )
 
 
-def _tell_wait(context: Context, seconds: float) -> None:
-    """Say that the training waits for the upload of a checkpoint, once it is worth a word."""
-    context.reporter.beat()
+def _tell_wait(context: Context, seconds: float, moved: bool) -> None:
+    """Say that the training waits for the upload of a checkpoint, once it is worth a word; what hangs shows no life."""
+    if moved:
+        context.reporter.beat()
     if seconds >= SLOW_UPLOAD_SECONDS and not context.stop.requested:
         context.reporter.warn(
             "training waits for the upload of checkpoints; a larger checkpoint.everySteps makes it wait less"

@@ -2,9 +2,10 @@
 
 Kept are: names, labels and annotations of pods, suspension, the pod failure policy, the back-off of each index, the
 tracking finalizer (the last failed pod of an index keeps it until it is replaced, and Jobs that are suspended
-replace nothing), replacement only after a pod has really ended, and the conditions in their order.
-Not kept are Jobs that are not indexed, deadlines, and the back-off limit of each index (the operator's Jobs have none
-that matters).
+replace nothing), replacement only after a pod has really ended, the deadline of the whole Job, and the conditions in
+their order.
+Not kept are Jobs that are not indexed, and the back-off limit of each index (the operator's Jobs have none that
+matters).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Step:
     release: list[Object] = field(default_factory=list)
     """Pods that are counted, so that they may go."""
     wait: float | None = None
-    """Seconds until the next pod may be created."""
+    """Seconds until the next pod may be created, or the Job's time is over."""
 
 
 def pod_of(job: Object, index: int, failures: int, suffix: str) -> Object:
@@ -136,7 +137,7 @@ class _Look:
             self.status.setdefault("startTime", timestamp(self.now))
 
     def _failure(self) -> tuple[str, str] | None:
-        """(reason, message) why the Job fails: by a rule for a pod that failed, or for too many of them."""
+        """(reason, message) why the Job fails: a rule fits a pod that failed, too many failed, or it took too long."""
         earlier = self.conditions.told("FailureTarget")
         if earlier is not None:
             return earlier
@@ -149,7 +150,17 @@ class _Look:
         failed = counted + sum(_has_failed(pod) and self._action(pod) != "Ignore" for pod in self.tracked)
         if limit is not None and failed > limit:
             return "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+        left = self._time_left()
+        if left is not None and left <= 0:
+            return "DeadlineExceeded", "Job was active longer than specified deadline"
         return None
+
+    def _time_left(self) -> float | None:
+        """Seconds until the deadline, which is counted from the start or the last resumption."""
+        limit, started = self.spec.get("activeDeadlineSeconds"), self.status.get("startTime")
+        if limit is None or started is None:
+            return None
+        return float(limit) - (self.now - datetime.fromisoformat(started)).total_seconds()
 
     def _fill(self) -> None:
         """Create what is missing, each index after its own back-off and only when its last pod has ended."""
@@ -165,6 +176,8 @@ class _Look:
                 waits.append(wait)
             else:
                 self.step.create[index] = failures
+        if (left := self._time_left()) is not None:
+            waits.append(left)
         self.step.wait = min(waits, default=None)
 
     def _wait(self, last: Object | None, failures: int) -> float:

@@ -36,14 +36,17 @@ def time_to_live(situation: Situation) -> float | None:
 
 
 def next_limit(situation: Situation, status: FineTuneJobStatus) -> float | None:
-    """Seconds until a limit of the job in this status is reached; None where none is set."""
+    """Seconds until a limit of the job in this status is reached; None where none is still to come.
+
+    One that has passed is no reason to look again: whatever has kept it from being heeded has its own time.
+    """
     policy = situation.job.spec.run_policy
     limits = [
         (policy.active_deadline_seconds, active_seconds(situation, status), status.active_since),
         (policy.start_deadline_seconds, waited_seconds(situation, status), status.waiting_since),
     ]
     left = [limit - passed for limit, passed, since in limits if limit is not None and since is not None]
-    return max(0.0, min(left)) if left else None
+    return min((seconds for seconds in left if seconds > 0), default=None)
 
 
 def active_seconds(situation: Situation, status: FineTuneJobStatus) -> float:

@@ -6,20 +6,32 @@ that no restart of the operator checks a job twice, and a job that was suspended
 
 from __future__ import annotations
 
-from finetune_api.contract import MAX_WARNING, MAX_WARNINGS, Cause, TerminationMessage
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_api.contract import CAUSE_OF_EXIT_CODE, MAX_WARNING, MAX_WARNINGS, Cause, ExitCode, TerminationMessage
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.status import TERMINAL, FineTuneJobStatus, Phase
-from finetune_operator.failures import Failure, classify, obstacle, termination_message
+from finetune_operator.failures import Failure, classify_pod, obstacle, termination_message
 from finetune_operator.lifecycle.conditions import INCONCLUSIVE, PASSED, verdict
-from finetune_operator.lifecycle.decision import CreatePreflight, Decision, DeletePreflight, Notice, Situation
+from finetune_operator.lifecycle.decision import (
+    PODS_REFUSED,
+    REFUSED_SECONDS,
+    CreatePreflight,
+    Decision,
+    DeletePreflight,
+    Notice,
+    Situation,
+)
 from finetune_operator.lifecycle.ending import fail
-from finetune_operator.observed import completed, failed, finished, index, name
-from finetune_operator.plan.preflight import is_wanted
+from finetune_operator.lifecycle.text import duration
+from finetune_operator.observed import completed, failed, finished
+from finetune_operator.plan.preflight import LIMIT_SECONDS, is_wanted
 
-DECISIVE = (Cause.USAGE, Cause.DATA, Cause.PERMISSION, Cause.INFRASTRUCTURE)
-"""What ends the job; any other end of the check is its own fault, and says nothing about the job."""
-REFUSED_SECONDS = 30.0
-"""How soon to look again while there is no pod: the Job controller's events reach no watch of ours."""
+DECISIVE = (ExitCode.USAGE, ExitCode.DATA, ExitCode.NOPERM, ExitCode.UNAVAILABLE)
+"""What the check says of the job, and what ends it; any other end of its pod says nothing about the job."""
+TOO_LONG = "DeadlineExceeded"
+"""How the Job controller words that a Job has reached its activeDeadlineSeconds."""
 
 
 def is_due(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> bool:
@@ -37,7 +49,8 @@ def check_first(situation: Situation) -> Decision | None:
         return Decision(situation.status, CreatePreflight())
     if completed(child):
         return _passed(situation)
-    return _judged(situation) if failed(child) is not None else _wait(situation)
+    why = failed(child)
+    return _judged(situation, why) if why is not None else _wait(situation)
 
 
 def stop_preflight(situation: Situation) -> Decision | None:
@@ -53,6 +66,10 @@ def _wait(situation: Situation) -> Decision:
     held_up = obstacle(pods)
     if held_up is not None:
         return Decision(situation.to(Phase.PREFLIGHT, held_up.reason, held_up.message))
+    refusal = situation.observed.refusal
+    if not pods and refusal is not None:
+        text = f"The cluster refuses the pod that checks the job: {refusal}"
+        return Decision(situation.to(Phase.PREFLIGHT, PODS_REFUSED, text), requeue_after=REFUSED_SECONDS)
     text = "Checking model, data, output and memory before the job starts"
     return Decision(situation.to(Phase.PREFLIGHT, "Preflight", text), requeue_after=None if pods else REFUSED_SECONDS)
 
@@ -67,18 +84,27 @@ def _passed(situation: Situation) -> Decision:
     return Decision(status, events=(Notice(PASSED, text),), requeue_after=0.0)
 
 
-def _judged(situation: Situation) -> Decision:
-    failure = classify(sorted(situation.observed.preflight_pods, key=lambda pod: (index(pod), name(pod))))
-    if failure is None or failure.cause not in DECISIVE:
-        return _inconclusive(situation, failure)
+def _judged(situation: Situation, why: Mapping[str, Any]) -> Decision:
+    if why.get("reason") == TOO_LONG:
+        # What its earlier tries met is no verdict: it was still trying.
+        return _inconclusive(situation, f"it took more than {duration(LIMIT_SECONDS)}")
+    # One pod follows the other: at the last one the Job gave up.
+    pods = sorted(situation.observed.preflight_pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+    failure = classify_pod(pods[-1]) if pods else None
+    if failure is None or not _is_decisive(failure):
+        return _inconclusive(situation, failure.message if failure else "its pods are gone")
     advice = f". Advice: {failure.advice}" if failure.advice else ""
     decision = fail(situation, failure.cause, f"Preflight: {failure.message.rstrip('.')}{advice}")
     return Decision(decision.status, events=decision.events, valid=failure.cause is Cause.INFRASTRUCTURE)
 
 
-def _inconclusive(situation: Situation, failure: Failure | None) -> Decision:
+def _is_decisive(failure: Failure) -> bool:
+    """Whether the check said it itself, and nothing from outside explains it: a node that goes down breaks a lot."""
+    return failure.exit_code in DECISIVE and failure.cause is CAUSE_OF_EXIT_CODE[failure.exit_code]
+
+
+def _inconclusive(situation: Situation, why: str) -> Decision:
     """The job itself will show it."""
-    why = failure.message if failure else "its pods are gone"
     text = f"Preflight did not come to its end ({why}); the job starts unchecked"
     status = situation.to(Phase.STARTING, INCONCLUSIVE, text)
     return Decision(status, events=(Notice(INCONCLUSIVE, text, warning=True),), requeue_after=0.0)

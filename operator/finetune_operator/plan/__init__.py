@@ -21,23 +21,25 @@ class Manifests:
     """What a job becomes, in the order of creation."""
 
     config_map: Object
+    network_policy: Object | None
+    """Where the installation has them."""
     preflight: Object | None
     """The Job that checks the job first; None where none is wanted."""
     service: Object
-    network_policy: Object | None
-    """Where the installation has them."""
     workload: Object
     """The Indexed Job; create-only, since its pod template cannot be changed."""
 
     def all(self) -> tuple[Object, ...]:
         preflight = () if self.preflight is None else (self.preflight,)
-        config_map, *others = self.needs()
-        return (config_map, *preflight, *others, self.workload)
+        return (*self.needs_of_preflight(), *preflight, self.service, self.workload)
+
+    def needs_of_preflight(self) -> tuple[Object, ...]:
+        """What must be there before the pod that checks the job: it is fenced off as the job's own pods are."""
+        return (self.config_map,) if self.network_policy is None else (self.config_map, self.network_policy)
 
     def needs(self) -> tuple[Object, ...]:
         """What must be there before the pods."""
-        found = (self.config_map, self.service, self.network_policy)
-        return tuple(manifest for manifest in found if manifest is not None)
+        return (*self.needs_of_preflight(), self.service)
 
 
 def plan(job: FineTuneJob, settings: Settings, attempt: int = 1) -> Manifests:
@@ -45,8 +47,8 @@ def plan(job: FineTuneJob, settings: Settings, attempt: int = 1) -> Manifests:
     resolved = resolve(with_places(job))
     return Manifests(
         config_map(resolved),
+        network_policy(resolved, settings),
         preflight(resolved, settings) if wants_preflight(resolved) else None,
         service(resolved),
-        network_policy(resolved, settings),
         workload(resolved, settings, attempt),
     )

@@ -16,6 +16,9 @@ MEMORY = "4Gi"
 """Of the pod: for torch, a tokenizer and some rows; the model has no weights there."""
 TRIES = 3
 """Pods that may fail for want of an answer from somebody, before the job does."""
+LIMIT_SECONDS = 1800
+"""How long the check may take, all tries and the wait for a place and an image together; then the job starts unchecked.
+A check takes a minute or two: what is left is for large images, slow storage and nodes that are still to be added."""
 KEPT_SECONDS = 3600
 """How long the Job and its log stay after it has ended."""
 NEVER_RETRIED = (ExitCode.USAGE, ExitCode.DATA, ExitCode.NOPERM)
@@ -46,6 +49,7 @@ def preflight(job: FineTuneJob, settings: Settings) -> Object:
             "completions": 1,
             "parallelism": 1,
             "backoffLimit": TRIES - 1,
+            "activeDeadlineSeconds": LIMIT_SECONDS,
             "ttlSecondsAfterFinished": KEPT_SECONDS,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": _failure_rules()},

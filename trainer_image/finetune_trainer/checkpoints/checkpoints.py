@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from finetune_api.contract import CheckpointRef
 from finetune_trainer.checkpoints import catalog
 from finetune_trainer.checkpoints.catalog import CorruptCheckpointError
-from finetune_trainer.checkpoints.delivery import Delivery
+from finetune_trainer.checkpoints.delivery import Delivery, OnWait
 from finetune_trainer.checkpoints.gang import Alone, Gang
 from finetune_trainer.checkpoints.manifest import TENSORS_SUFFIX, FileEntry, Manifest
 from finetune_trainer.checkpoints.uploader import Held, Phase, Request
@@ -32,7 +32,7 @@ class Checkpoints:
         identity: job, uid, attempt, world size, base digest and versions, as every manifest of this run states them.
         keep: how many of the newest stay; asked at every commit, since it may change while the job runs.
         on_commit: called from a background thread when a step is complete in the bucket.
-        on_wait: called about every second while the training waits for an upload, with the seconds so far.
+        on_wait: called about every second while the training waits for an upload.
         gang: the ranks that save and restore together.
     """
 
@@ -44,7 +44,7 @@ class Checkpoints:
         *,
         keep: Callable[[], int],
         on_commit: Callable[[CheckpointRef], None],
-        on_wait: Callable[[float], None] = lambda seconds: None,
+        on_wait: OnWait = lambda seconds, moved: None,
         gang: Gang | None = None,
     ) -> None:
         # The uploader's process imports this package too, and has no use for torch.

@@ -20,13 +20,20 @@ from finetune_trainer.errors import error_of
 BEAT_SECONDS = 1.0
 
 Ask = Callable[[Request], Answer]
+OnWait = Callable[[float, bool], None]
+"""Told of waiting for an upload: the seconds so far, and whether this rank's has moved since it was told last."""
 
 
 class Courier:
-    """The uploader's process, started when there is something to upload for the first time."""
+    """The uploader's process, started when there is something to upload for the first time.
+
+    Attributes:
+        moves: how often it has said anything, which a hung upload does not.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self.moves = 0
 
     def start(self, files: list[int]) -> None:
         """Start the process unless it runs; call it from the thread that lives as long as the rank.
@@ -56,10 +63,14 @@ class Courier:
         try:
             process.stdin.write(request.model_dump_json(by_alias=True) + "\n")
             process.stdin.flush()
-            line = process.stdout.readline()
+            while line := process.stdout.readline():
+                self.moves += 1
+                answer = Answer.model_validate_json(line)
+                if not answer.moving:
+                    return answer
         except OSError:
-            line = ""
-        return Answer.model_validate_json(line) if line else self._died(process)
+            return self._died(process)
+        return self._died(process)
 
     def _died(self, process: subprocess.Popen[str]) -> Answer:
         self._process = None
@@ -155,20 +166,21 @@ class Delivery:
             thread.join(None if math.isinf(seconds) else seconds)
         return thread is None or not thread.is_alive()
 
-    def wait(self, on_wait: Callable[[float], None]) -> float:
+    def wait(self, on_wait: OnWait) -> float:
         """Wait until nothing is on its way; the seconds that it took.
 
         Args:
-            on_wait: called about every second with the seconds so far.
+            on_wait: called about every second.
 
         Raises:
             TrainerError: what the upload failed with.
         """
-        began, thread = time.monotonic(), self._thread
+        began, thread, moves = time.monotonic(), self._thread, self.courier.moves
         while thread is not None and thread.is_alive():
             thread.join(BEAT_SECONDS)
             if thread.is_alive():
-                on_wait(time.monotonic() - began)
+                known, moves = moves, self.courier.moves
+                on_wait(time.monotonic() - began, moves != known)
         self._thread = None
         if self._failure is not None:
             failure, self._failure = self._failure, None

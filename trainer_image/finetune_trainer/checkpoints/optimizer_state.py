@@ -1,12 +1,14 @@
 """The state of an optimizer by the names of parameters, so that it fits however they are numbered and divided.
 
 Tensors go into a safetensors file under `<parameter>:<path>`, such as `lm_head.weight:exp_avg`; all else, settings of
-groups and plain numbers, is small and makes up the rest.
+groups and plain numbers, is small and makes up the rest. It names the sharded tensors too: a rank for whose part no row
+is left finds none of them in its own file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -32,7 +34,10 @@ def split(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> tuple[dict
             else:
                 rest[order[index]][path] = value
     groups = [group | {"params": [order[index] for index in group["params"]]} for group in state["param_groups"]]
-    return tensors, {"state": rest, "param_groups": groups}
+    sharded = {
+        key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items() if isinstance(tensor, DTensor)
+    }
+    return tensors, {"state": rest, "param_groups": groups, "sharded": sharded}
 
 
 def join(optimizer: Optimizer, names: Mapping[nn.Parameter, str], saved: Saved, rest: dict[str, Any]) -> dict[str, Any]:
@@ -50,20 +55,28 @@ def join(optimizer: Optimizer, names: Mapping[nn.Parameter, str], saved: Saved, 
     for name, entries in rest["state"].items():
         for path, value in entries.items():
             _put(state[numbers[name]], path, value)
-    for key in saved.shapes:
+    shapes = {key: shape for key, (_, shape) in rest["sharded"].items()} | saved.shapes
+    for key, shape in shapes.items():
         name, path = key.rsplit(SEPARATOR, 1)
-        _put(state[numbers[name]], path, _read(saved, key, parameters[name]))
+        parameter = parameters[name]
+        if isinstance(parameter, DTensor) and shape == tuple(parameter.shape):
+            value = _part(saved, key, parameter, rest["sharded"])
+        else:
+            value = saved.read(key, (0,) * len(shape), shape)
+        _put(state[numbers[name]], path, value)
     groups = [group | {"params": [numbers[name] for name in group["params"]]} for group in rest["param_groups"]]
     return {"state": state, "param_groups": groups}
 
 
-def _read(saved: Saved, key: str, parameter: nn.Parameter) -> torch.Tensor:
-    shape = saved.shapes[key]
-    if not isinstance(parameter, DTensor) or shape != tuple(parameter.shape):
-        return saved.read(key, (0,) * len(shape), shape)
-    part = saved.read(key, *box_of(parameter)).to(parameter.device)
+def _part(saved: Saved, key: str, parameter: DTensor, sharded: Mapping[str, tuple[torch.dtype, Any]]) -> torch.Tensor:
+    """What of a tensor belongs to this rank's part of its parameter, which may be nothing."""
+    offset, shape = box_of(parameter)
+    if prod(shape):
+        values = saved.read(key, offset, shape)
+    else:
+        values = torch.empty(shape, dtype=sharded[key][0] if key in sharded else saved.dtype(key))
     return DTensor.from_local(
-        part,
+        values.to(parameter.device),
         parameter.device_mesh,
         parameter.placements,
         run_check=False,

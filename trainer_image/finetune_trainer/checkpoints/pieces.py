@@ -118,6 +118,12 @@ class Saved:
                     return file.get_tensor(name)
         return self._assemble(name, offset, shape)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a tensor that is there; reads the file that holds a part of it."""
+        with safe_open(self._parts[name][0].path, framework="pt") as file:
+            dtype: torch.dtype = file.get_tensor(name).dtype
+            return dtype
+
     def _assemble(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
         whole, found = None, 0
         for part in self._parts[name]:

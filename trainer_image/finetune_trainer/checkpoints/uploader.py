@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -24,6 +25,8 @@ from finetune_trainer.storage import DiskFullError, Store
 
 NICENESS = 10
 """The optimizer step needs every core more than the upload does."""
+MOVE_SECONDS = 1.0
+"""How often it is told that bytes move, if they do."""
 
 
 class Phase(StrEnum):
@@ -56,8 +59,13 @@ class Request(Message):
 
 
 class Answer(Message):
-    """What became of a request."""
+    """What became of a request.
 
+    Attributes:
+        moving: it goes on, with some success, and this is not yet the answer.
+    """
+
+    moving: bool = False
     files: list[FileEntry] = []
     ref: CheckpointRef | None = None
     exit_code: int = ExitCode.OK
@@ -81,18 +89,22 @@ def begin(store: Store, request: Request) -> Answer:
     return Answer()
 
 
-def upload(store: Store, request: Request) -> Answer:
+def upload(store: Store, request: Request, moved: Callable[[], None]) -> Answer:
     """Upload what this rank holds; what was uploaded.
+
+    Args:
+        moved: called about every second, as long as bytes move.
 
     Raises:
         DiskFullError: the volume is full; of this step nothing of this rank is left on it.
         TrainerError: storage refused.
     """
     folder = step_uri(request.root, request.manifest.step)
+    moves = Moves(moved)
     entries = [_entry(held) for held in request.held]
     files = {f"{folder}/{held.name}": Path(held.path) for held in request.held}
     try:
-        store.upload(files)
+        store.upload(files, moves.report)
     except DiskFullError as error:
         store.delete(files)
         raise DiskFullError(
@@ -100,6 +112,21 @@ def upload(store: Store, request: Request) -> Answer:
             "give the volume of spec.output.uri more room, or keep fewer checkpoints by checkpoint.keep",
         ) from error
     return Answer(files=entries)
+
+
+class Moves:
+    """Tells standstill from progress in what a transfer reports, which it does at a standstill too."""
+
+    def __init__(self, moved: Callable[[], None]) -> None:
+        self._moved = moved
+        self._known, self._told = 0, time.monotonic()
+
+    def report(self, done: int, *_: int) -> None:
+        """A `Progress` of storage."""
+        now = time.monotonic()
+        if done != self._known and now - self._told >= MOVE_SECONDS:
+            self._known, self._told = done, now
+            self._moved()
 
 
 def _entry(held: Held) -> FileEntry:
@@ -133,18 +160,17 @@ def _refuse_when_fenced(store: Store, request: Request) -> None:
         )
 
 
-PHASES: dict[Phase, Callable[[Store, Request], Answer]] = {
-    Phase.BEGIN: begin,
-    Phase.UPLOAD: upload,
-    Phase.COMMIT: commit,
-}
-
-
 def answer(store: Store, line: str) -> Answer:
     """Handle one request; a failure is an answer, not an end: all that failed is told to the training process."""
     try:
         request = Request.model_validate_json(line)
-        return PHASES[request.phase](store, request)
+        match request.phase:
+            case Phase.BEGIN:
+                return begin(store, request)
+            case Phase.UPLOAD:
+                return upload(store, request, lambda: _tell(Answer(moving=True)))
+            case Phase.COMMIT:
+                return commit(store, request)
     except TrainerError as error:
         return Answer(exit_code=error.exit_code, message=error.message, advice=error.advice)
     except Exception as error:  # the border of the process: whatever it is, the trainer must hear of it
@@ -159,4 +185,8 @@ def main() -> None:
     os.nice(NICENESS)
     store = Store.connect(os.environ)
     for line in sys.stdin:
-        print(answer(store, line).model_dump_json(by_alias=True), flush=True)
+        _tell(answer(store, line))
+
+
+def _tell(answer: Answer) -> None:
+    print(answer.model_dump_json(by_alias=True), flush=True)
