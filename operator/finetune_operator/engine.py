@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from finetune_api.status import TERMINAL
 from finetune_operator.cluster.port import FINE_TUNE_JOB, Cluster, ClusterError, Key, Kind, Object
+from finetune_operator.lifecycle.silence import SILENT_SECONDS
 from finetune_operator.logs import about
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress import ProgressPoller
@@ -69,6 +70,8 @@ class Engine:
             cluster,
             interval=settings.progress_poll_seconds,
             rate=settings.progress_reads_per_second,
+            pace=settings.progress_write_seconds,
+            patience=SILENT_SECONDS,
             changed=self.put,
             clock=monotonic,
         )

@@ -133,6 +133,11 @@ class World:
         assert job is not None
         return job
 
+    async def job_is_taken_up(self) -> None:
+        """The Job controller has come to the Job, and has made no pods."""
+        started = self.clock.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.cluster.set_status(JOB, KEY, {**(await self.workload()).get("status", {}), "startTime": started})
+
     async def pods(self, live: bool = True) -> list[Object]:
         pods = await self.cluster.list(POD, KEY.namespace, {})
         return [pod for pod in pods if not live or pod["status"]["phase"] in ("Pending", "Running")]
