@@ -133,6 +133,21 @@ async def test_a_closed_gate_holds_everything_back() -> None:
         await until(begun)
 
 
+async def test_a_resync_spreads_its_looks_over_time_so_that_news_need_not_wait_for_them() -> None:
+    world = World(admit=admit_all)
+    for number in range(10):
+        await world.cluster.create(manifest(f"job-{number}"))
+    assert await world.engine.resync() == 10
+    assert len(world.engine.queue) == 1
+    await world.cluster.create(manifest("news"))
+    world.engine.put(Key("ml", "news"))
+    taken = [world.engine.queue.take() for _ in range(3)]
+    assert taken[1:] == [Key("ml", "news"), None]
+    world.clock.forward(world.settings.resync_seconds / 2)
+    assert world.engine.queue.take() is not None
+    assert len(world.engine.queue) == 8
+
+
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
