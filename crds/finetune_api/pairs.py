@@ -230,15 +230,38 @@ def _sharding() -> Iterator[dict[str, str]]:
         at=".distributed.sharding",
     )
     yield cel(
-        f"{sharded} || !(self.hyperparameters.optimizer in ['adamw8bit', 'pagedAdamw8bit'])",
-        "the 8-bit optimizers take tensors whole, and FSDP shards the moments anyway; set optimizer to adamw, or "
-        "sharding to DDP",
+        f"{sharded} || !(self.hyperparameters.optimizer in ['adamw8bit', 'pagedAdamw8bit', 'adafactor'])",
+        "the 8-bit optimizers and adafactor take tensors whole, and FSDP shards the moments anyway; set optimizer to "
+        "adamw, or sharding to DDP",
         at=".distributed.sharding",
     )
     yield cel(
         f"{sharded} || !self.hyperparameters.torchCompile",
         "torchCompile is not supported with FSDP yet; remove it, or set sharding to DDP",
         at=".distributed.sharding",
+    )
+
+
+def _elastic() -> Iterator[dict[str, str]]:
+    fewer, at = "!has(self.distributed.minNodes)", ".distributed.minNodes"
+    yield cel(
+        f"{fewer} || self.distributed.minNodes < self.resources.nodes",
+        "minNodes is a number of pods that is enough where resources.nodes find no room; set it below resources.nodes",
+        at=at,
+    )
+    yield cel(
+        # What the schema refuses is judged here too.
+        f"{fewer} || self.distributed.minNodes < 1 || "
+        "self.resources.nodes * self.hyperparameters.gradientAccumulationSteps % self.distributed.minNodes == 0",
+        "minNodes pods must be able to share a step's batches evenly; set it to a divisor of resources.nodes x "
+        "hyperparameters.gradientAccumulationSteps",
+        at=at,
+    )
+    yield cel(
+        f"{fewer} || (!has(self.scheduling.queue) && !has(self.scheduling.managedBy))",
+        "a queue or another controller gives a job room as a whole; remove minNodes, or scheduling.queue and "
+        "scheduling.managedBy",
+        at=at,
     )
 
 
@@ -253,6 +276,7 @@ RULES = tuple(
         _evaluation,
         _hardware,
         _sharding,
+        _elastic,
     )
     for rule in family()
 )

@@ -128,13 +128,25 @@ def _fabric(spec: Object) -> None:
 
 def _sharding(spec: Object) -> None:
     distributed, hyper = spec.get("distributed", {}), spec.get("hyperparameters", {})
-    whole = hyper.get("torchCompile") or "8bit" in hyper.get("optimizer", "")
+    optimizer = hyper.get("optimizer", "")
+    whole = hyper.get("torchCompile") or "8bit" in optimizer or optimizer == "adafactor"
     if distributed.get("sharding") == "FSDP" and (whole or "fisher" in spec["strategy"].get("select", {})):
         _without(distributed, "sharding")
     if spec.get("resources", {}).get("gpusPerNode", 0) == 0:
         _without(distributed.get("fsdp"), "cpuOffload")
     if distributed.get("sharding") == "DDP":
         _without(distributed, "fsdp")
+    _elastic(spec, distributed)
+
+
+def _elastic(spec: Object, distributed: Object) -> None:
+    scheduling = spec.get("scheduling", {})
+    if spec.get("resources", {}).get("nodes", 1) == 1 or scheduling.keys() & {"queue", "managedBy"}:
+        _without(distributed, "minNodes")
+    if "minNodes" in distributed:
+        distributed["minNodes"] = 1
+    else:
+        _without(distributed, "minNodesAfterSeconds")
 
 
 def _storage(spec: Object) -> None:
