@@ -133,10 +133,12 @@ class World:
         assert job is not None
         return job
 
-    async def job_is_taken_up(self) -> None:
-        """The Job controller has come to the Job, and has made no pods."""
+    async def job_is_taken_up(self, key: Key = KEY) -> None:
+        """The Job controller has come to a Job, and has made no pods."""
+        job = await self.cluster.read(JOB, key)
+        assert job is not None
         started = self.clock.now.strftime("%Y-%m-%dT%H:%M:%SZ")
-        self.cluster.set_status(JOB, KEY, {**(await self.workload()).get("status", {}), "startTime": started})
+        self.cluster.set_status(JOB, key, {**job.get("status", {}), "startTime": started})
 
     async def pods(self, live: bool = True) -> list[Object]:
         pods = await self.cluster.list(POD, KEY.namespace, {})
