@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from finetune_api.contract import ENV_HUB_ENDPOINT, ENV_MODEL_CACHE
-from finetune_trainer.errors import StoppedError
+from finetune_trainer.errors import StoppedError, UsageError
 from finetune_trainer.inputs import fetch_model
 from finetune_trainer.model_cache import MANIFEST
 from finetune_trainer.result import Output
@@ -72,6 +72,32 @@ def test_a_model_of_the_hub_is_trained_and_stays_the_commit_that_the_first_attem
     assert run(job, tmp_path / "second", 2).steps == 6
     with Store.connect({}) as store:
         assert Output(store, job).pinned() == f"hf://{REPO}@{first}"
+
+
+def test_a_job_that_shares_an_output_by_mistake_moves_no_other_job_to_another_commit(hub, tmp_path):
+    job, first = a_job(tmp_path, model={"uri": f"hf://{REPO}@main"}), hub.commit(REPO, "main")
+    other = job.model_copy(deep=True)
+    other.metadata.uid = "uid-2"
+    stopped = a_context(job, tmp_path / "first")
+    stopped.stop.request()
+    with pytest.raises(StoppedError):
+        run(job, stopped.scratch, 1, stopped)
+    hub.push(REPO, save_tiny_llama(tmp_path / "newer", hidden_size=24))
+    stopped = a_context(other, tmp_path / "other")
+    stopped.stop.request()
+    with pytest.raises(StoppedError):
+        run(other, stopped.scratch, 1, stopped)
+    assert run(job, tmp_path / "second", 2).steps == 6
+    (tmp_path / "out/result.json").unlink()
+    asked = len(hub.seen)
+    third = job.model_copy(deep=True)
+    third.metadata.uid = "uid-3"
+    with pytest.raises(UsageError, match="holds checkpoints of another job"):
+        run(third, tmp_path / "third")
+    assert len(hub.seen) == asked
+    with Store.connect({}) as store:
+        pins = [Output(store, it).pinned() for it in (job, other, third)]
+    assert pins == [f"hf://{REPO}@{first}", f"hf://{REPO}@{hub.commit(REPO, 'main')}", None]
 
 
 def test_the_second_job_fetches_nothing(hub, cache, fetch, tmp_path):

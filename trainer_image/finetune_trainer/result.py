@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from finetune_api.common import Message
 from finetune_api.contract import Result
 from finetune_api.job import FineTuneJob
+from finetune_trainer.checkpoints import catalog
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.storage import MissingError, Store
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 CHOICE_FILE = "report/choice.safetensors"
-PIN_FILE = "report/model.json"
 DIVERGENCE_FILE = "report/divergence.json"
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "finetune-operator")
@@ -54,6 +54,13 @@ class Output:
         self._store = store
         self._job = job
         self.root = job.spec.output.uri.rstrip("/")
+        self.checkpoints = f"{self.root}/checkpoints"
+
+    def refuse_foreign(self) -> None:
+        """Raise UsageError when the folder holds another job's checkpoints; cheap, to be asked before writing to it."""
+        newest = next(catalog.complete(self._store, self.checkpoints), None)
+        if newest is not None:
+            newest.refuse_foreign(self._job.metadata.uid, self.checkpoints)
 
     def finished(self) -> Result | None:
         """The result of this very job, if an earlier attempt has delivered it.
@@ -93,7 +100,7 @@ class Output:
 
     def pinned(self) -> str | None:
         """Where an earlier attempt of this job has found its model."""
-        data = self._read(PIN_FILE)
+        data = self._read(self._pin_file)
         try:
             pin = Pin.model_validate_json(data) if data else None
         except ValidationError:
@@ -102,7 +109,12 @@ class Output:
 
     def keep_pin(self, uri: str) -> None:
         """Keep it for later attempts."""
-        self.write(PIN_FILE, Pin(uid=self._job.metadata.uid, uri=uri))
+        self.write(self._pin_file, Pin(uid=self._job.metadata.uid, uri=uri))
+
+    @property
+    def _pin_file(self) -> str:
+        # One for each job: two that share an output by mistake must not change each other's model.
+        return f"report/model-{self._job.metadata.uid}.json"
 
     def diverged_from(self) -> int | None:
         """The step of the checkpoint after which this job has diverged, in this attempt or an earlier one."""
