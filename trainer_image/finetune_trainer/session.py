@@ -155,6 +155,7 @@ class Start:
 
         asked = spec.distributed.sharding
         sharding = first_says(choose) if asked is Sharding.AUTO else asked
+        context.reporter.update(sharding=sharding)
         words = "replicated (DDP)" if sharding is Sharding.DDP else "in shards (FSDP)"
         context.reporter.stage(Stage.LOADING, f"{context.world_size} ranks hold the model {words}")
         return sharding
