@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("reconcile", "restarts", "scale", "transfer", "preparation", "training", "checkpoints", "strategies", "green")
+ALL = (
+    *("reconcile", "restarts", "scale", "transfer", "preparation"),
+    *("training", "weak_scaling", "checkpoints", "strategies", "green"),
+)
 
 
 def main() -> int:

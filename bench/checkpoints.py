@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
 from bench.common import interleaved, median, report
-from bench.training import job, rows
+from bench.training import alike, job, write_rows
 from bench.transfer import renew_bucket
 from finetune_api import contract
 from finetune_api.defaults import resolve
@@ -36,8 +36,9 @@ from finetune_trainer.storage import Store
 from finetune_trainer.tasks.trainer import JobTrainer
 
 EVERY = 20
-BLOCKS = (False, True, False, False, True)
-"""Whether a checkpoint is saved at the beginning of a block of EVERY steps; the first block warms up."""
+BLOCKS = (True, False, True, True, False, False, True, True, False)
+"""Whether a checkpoint is saved at the beginning of a block of EVERY steps; the first one warms up, and starts the
+process that uploads."""
 FULL_STEPS = 3
 ROWS, POSITION, BATCH = 1_000_000, 200_000, 4
 IDENTITY = Manifest(step=0, job="bench", uid="bench", attempt=1, world_size=1, base_digest="bench")
@@ -74,8 +75,8 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._model = save_smollm2(folder / "model")
-        self._data = folder / "rows.jsonl"
-        self._data.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+        # Else a block of steps takes longer than another since its rows are longer.
+        self._data = write_rows(folder / "rows.jsonl", alike())
 
     def lora(self) -> None:
         """Training with a checkpoint in every second block of steps, on average, and without."""
@@ -83,6 +84,8 @@ class Bench:
         steps = Steps(trainer, BLOCKS)
         trainer.add_callback(steps)
         trainer.train()
+        trainer.checkpoints.wait()
+        used = uploader_seconds(trainer)
         trainer.checkpoints.close()
         saved, plain = median(steps.seconds(saved=True)), median(steps.seconds(saved=False))
         report(
@@ -91,6 +94,10 @@ class Bench:
             target="< 0.02",
             blocked_share=median(steps.blocked) / plain,
             blocked_seconds=median(steps.blocked),
+            uploader_processor_seconds=used / sum(BLOCKS),
+            state_mib=state_bytes(trainer) / MIB,
+            saved_seconds=steps.seconds(saved=True),
+            plain_seconds=steps.seconds(saved=False),
             step_seconds=plain / EVERY,
             blocks=len(BLOCKS) - 1,
         )
@@ -144,9 +151,9 @@ class Bench:
 
     def _trainer(self, strategy: str, steps: int) -> JobTrainer:
         folder = self._folder / strategy
-        wire: dict[str, Any] = job(self._model, self._data, folder / "out")
+        wire = job(self._model, self._data, folder / "out", rows=1)
         wire["spec"]["strategy"] = {"type": strategy}
-        wire["spec"]["hyperparameters"] |= {"maxSteps": steps, "perDeviceBatchSize": 1, "packing": False}
+        wire["spec"]["hyperparameters"] |= {"maxSteps": steps, "packing": False}
         trainer = a_session(resolve(FineTuneJob.from_wire(wire)), folder / "scratch").trainer
         trainer.args.save_strategy = "no"
         trainer.checkpoints = Checkpoints(

@@ -1,7 +1,8 @@
-"""The same training as a short script over TRL: what bench/training.py compares with.
+"""The same training as a short script over TRL: what bench/training.py and bench/weak_scaling.py compare with.
 
-Usage: plain_trl.py MODEL_FOLDER DATA_JSONL OUTPUT_FOLDER STEPS. Prints `first step` when the first optimizer step is
-done, and at the end a line of JSON with tokens and seconds of training.
+Usage: plain_trl.py MODEL_FOLDER DATA_JSONL OUTPUT_FOLDER STEPS ROWS, alone or by torchrun; ROWS are those of a batch of
+one process. Prints `first step` when the first optimizer step is done, and at the end a line of JSON with tokens and
+seconds of training.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ class Stopwatch(TrainerCallback):
             print("first step", flush=True)
 
 
-def main(model: str, data: str, output: str, steps: str) -> None:
+def main(model: str, data: str, output: str, steps: str, rows: str) -> None:
     arguments = SFTConfig(
         output_dir=output,
         max_steps=int(steps),
-        per_device_train_batch_size=4,
+        per_device_train_batch_size=int(rows),
         learning_rate=2e-4,
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
@@ -40,6 +41,7 @@ def main(model: str, data: str, output: str, steps: str) -> None:
         gradient_checkpointing=False,
         bf16=False,
         use_cpu=True,
+        ddp_backend="gloo",
         logging_steps=1,
         save_strategy="no",
         include_num_input_tokens_seen="non_padding",
@@ -60,7 +62,8 @@ def main(model: str, data: str, output: str, steps: str) -> None:
     )
     trainer.train()
     seconds = stopwatch.ended - stopwatch.began
-    print(json.dumps({"tokens": trainer.state.num_input_tokens_seen, "seconds": seconds}), flush=True)
+    if trainer.is_world_process_zero():
+        print(json.dumps({"tokens": trainer.state.num_input_tokens_seen, "seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.support.models import save_smollm2
 
@@ -25,6 +25,7 @@ from finetune_api import contract
 ROOT = Path(__file__).parents[1]
 STEPS = 6
 ROWS = 400
+BATCH = 4
 WORDS = (
     "the",
     "operator",
@@ -72,8 +73,19 @@ def rows() -> list[dict[str, str]]:
     ]
 
 
-def job(model: Path, data: Path, out: Path) -> dict[str, object]:
-    """The job that does what bench/plain_trl.py does."""
+def alike() -> list[dict[str, str]]:
+    """Rows of one length, so that no batch takes longer than another."""
+    first = rows()[0]
+    return [{**first, "prompt": first["prompt"].replace("Question 0", f"Question {100 + n}")} for n in range(ROWS)]
+
+
+def write_rows(path: Path, found: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return path
+
+
+def job(model: Path, data: Path, out: Path, rows: int = BATCH) -> dict[str, Any]:
+    """The job that does what bench/plain_trl.py does, with so many rows a process."""
     return {
         "metadata": {"name": "bench", "uid": "bench"},
         "spec": {
@@ -81,7 +93,7 @@ def job(model: Path, data: Path, out: Path) -> dict[str, object]:
             "model": {"uri": f"file://{model}"},
             "dataset": {"uri": f"file://{data}"},
             "strategy": {"type": "LoRA", "lora": {"rank": 8, "alpha": 16, "dropout": 0.05}},
-            "hyperparameters": {"maxSteps": STEPS, "perDeviceBatchSize": 4, "learningRate": 2e-4, "maxLength": 256},
+            "hyperparameters": {"maxSteps": STEPS, "perDeviceBatchSize": rows, "learningRate": 2e-4, "maxLength": 256},
             "evaluation": {"samples": 0},
             "checkpoint": {"everySteps": 10_000},
             "output": {"uri": f"file://{out}"},
@@ -89,24 +101,27 @@ def job(model: Path, data: Path, out: Path) -> dict[str, object]:
     }
 
 
-def plain(folder: Path, model: Path, data: Path) -> Figures:
-    command = [
-        sys.executable,
-        str(ROOT / "bench/plain_trl.py"),
-        str(model),
-        str(data),
-        str(folder / "plain"),
-        str(STEPS),
-    ]
+def plain(folder: Path, model: Path, data: Path, processes: int = 1, rows: int = BATCH) -> Figures:
+    """TRL's script; several processes by torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    script = [ROOT / "bench/plain_trl.py", model, data, folder / "plain", STEPS, rows]
+    command = [sys.executable, *(launcher if processes > 1 else []), *map(str, script)]
     # A cache of its own in every run: both sides prepare the rows each time.
     first, output = run(command, "first step", ENVIRON | {"HF_DATASETS_CACHE": str(folder / "cache")})
-    done = json.loads(output[-1])
+    done = json.loads(next(line for line in reversed(output) if line.startswith('{"tokens"')))
     return Figures(first, done["tokens"] / done["seconds"])
 
 
-def ours(folder: Path, model: Path, data: Path) -> Figures:
-    (folder / "job.json").write_text(json.dumps(job(model, data, folder / "out")))
+def ours(folder: Path, model: Path, data: Path, processes: int = 1, rows: int = BATCH) -> Figures:
+    """A pod with so many processes."""
+    wire = job(model, data, folder / "out", rows)
+    wire["spec"]["resources"] = {"processesPerNode": processes}
+    (folder / "job.json").write_text(json.dumps(wire))
     environ = ENVIRON | {
+        contract.ENV_NNODES: "1",
+        contract.ENV_NPROC_PER_NODE: str(processes),
+        contract.ENV_NODE_RANK: "0",
+        contract.ENV_MASTER_ADDR: ADDRESS,
         contract.ENV_JOB_FILE: str(folder / "job.json"),
         contract.ENV_SCRATCH_DIR: str(folder / "scratch"),
         contract.ENV_TERMINATION_LOG: str(folder / "termination"),
@@ -136,8 +151,8 @@ def run(command: list[str], first: str, environ: dict[str, str]) -> tuple[float,
 def main(pairs: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, data, work = save_smollm2(folder / "model"), folder / "rows.jsonl", folder / "work"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+        model, work = save_smollm2(folder / "model"), folder / "work"
+        data = write_rows(folder / "rows.jsonl", rows())
         figures: dict[str, list[Figures]] = {"ours": [], "plain": []}
 
         def fresh() -> None:

@@ -230,9 +230,9 @@ def _sharding() -> Iterator[dict[str, str]]:
         at=".distributed.sharding",
     )
     yield cel(
-        f"{sharded} || !(self.hyperparameters.optimizer in ['adamw8bit', 'pagedAdamw8bit'])",
-        "the 8-bit optimizers take tensors whole, and FSDP shards the moments anyway; set optimizer to adamw, or "
-        "sharding to DDP",
+        f"{sharded} || !(self.hyperparameters.optimizer in ['adamw8bit', 'pagedAdamw8bit', 'adafactor'])",
+        "the 8-bit optimizers and adafactor take tensors whole, and FSDP shards the moments anyway; set optimizer to "
+        "adamw, or sharding to DDP",
         at=".distributed.sharding",
     )
     yield cel(

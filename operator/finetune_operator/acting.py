@@ -69,12 +69,11 @@ class Actor:
             case Free(pods):
                 for pod in pods:
                     await self._free(pod)
-                left = await self._cluster.list(POD, key.namespace, selector(key.name))
-                return replace(observed, pods=tuple(left))
+                return await self._with_pods(key, observed)
             case Remove(pods):
                 for pod in pods:
                     await self._cluster.delete(POD, _key(pod), pod["metadata"]["uid"])
-                return replace(observed, pods=tuple(pod for pod in observed.pods if pod not in pods))
+                return await self._with_pods(key, observed)
             case CreatePreflight():
                 return replace(observed, preflight=await self._create_preflight(job))
             case DeletePreflight():
@@ -82,6 +81,10 @@ class Actor:
                 return replace(observed, preflight=None, preflight_pods=())
             case _:
                 return replace(observed, workload=await self._act_on_workload(job, observed, action))
+
+    async def _with_pods(self, key: Key, observed: Observed) -> Observed:
+        """With the pods that are there: what was deleted may live on until it has ended."""
+        return replace(observed, pods=tuple(await self._cluster.list(POD, key.namespace, selector(key.name))))
 
     async def _act_on_workload(self, job: FineTuneJob, observed: Observed, action: WorkloadAction) -> Object | None:
         """Do it. Returns the Indexed Job as it is afterwards, or None when it is gone."""

@@ -48,9 +48,9 @@ class Observed:
     progress: Progress | None = None
     """Newest answer of the trainer, if there is one."""
     silence: float = 0.0
-    """Seconds since that answer; since the pod was first to be asked, if there is none."""
+    """Seconds for which it has left all that it was asked unanswered."""
     refusal: str | None = None
-    """Why the Job controller may not create the Job's pods (quota, admission), if it said so."""
+    """Why the Job controller may not create the pods that lack (quota, admission), if it said so."""
     trouble: Trouble | None = None
     """Why a pod does not start although it has a node, if an event says so."""
     eviction: str | None = None
@@ -185,24 +185,25 @@ def held_for(observed: Observed, now: datetime) -> float:
     return max((now - min(ends)).total_seconds(), 0.0) if ends else 0.0
 
 
-def lacks_pods(observed: Observed) -> bool:
-    """Whether the Job should have pods and has none."""
-    workload = observed.workload
-    if workload is None or is_suspended(workload) or finished(workload):
-        return False
-    return not current_pods(observed)
+def without_pods(observed: Observed) -> Object | None:
+    """The Job that should have pods and has none: the one that checks the job, or its own."""
+    families = ((observed.preflight, observed.preflight_pods), (observed.workload, current_pods(observed)))
+    for child, pods in families:
+        if child is not None and not pods and not is_suspended(child) and not finished(child):
+            return child
+    return None
 
 
 def pods_overdue_in(observed: Observed, now: datetime) -> float | None:
-    """Seconds until pods that the Job should have and has not are overdue, 0 when they are; None when none lack.
+    """Seconds until pods that a Job should have and has not are overdue, 0 when they are; None when none lack.
 
     Before that, looking for a reason among the events would be in vain, and it is dear: an API server reads all events
     of a namespace to find those of one object.
     """
-    if not lacks_pods(observed):
+    child = without_pods(observed)
+    if child is None:
         return None
-    workload = observed.workload or {}
-    started = (workload.get("status") or {}).get("startTime") or workload["metadata"]["creationTimestamp"]
+    started = (child.get("status") or {}).get("startTime") or child["metadata"]["creationTimestamp"]
     return max(0.0, PODS_SECONDS - (now - parse_time(str(started))).total_seconds())
 
 

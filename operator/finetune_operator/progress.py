@@ -10,6 +10,8 @@ from finetune_api.contract import Progress
 from finetune_operator.cluster.port import Cluster, Key, Object
 from finetune_operator.observed import uid
 
+MOST_INTERVALS = 2
+"""Of the time between two tries that may count as the pod's silence: what is more is the poller's own lateness."""
 PARALLEL_READS = 32
 """Reads under way at a time: pods that do not answer take two seconds each and must not hold up the others."""
 
@@ -18,9 +20,11 @@ PARALLEL_READS = 32
 class _Watched:
     pod: Object
     due: float
-    heard: float
-    """When it answered last; when it was first to be asked, if it never did."""
     progress: Progress | None = None
+    unanswered: float | None = None
+    """When the last try ended, if it was left unanswered."""
+    silence: float = 0.0
+    """Seconds for which its tries have been left unanswered."""
 
 
 class ProgressPoller:
@@ -54,14 +58,14 @@ class ProgressPoller:
         """The newest answer of this pod; a pod that is new is asked as soon as the rate allows."""
         watched = self._watched.get(key)
         if watched is None or uid(watched.pod) != uid(pod):
-            watched = self._watched[key] = _Watched(_address(pod), self._clock(), self._clock())
+            watched = self._watched[key] = _Watched(_address(pod), self._clock())
         watched.pod = _address(pod)
         return watched.progress
 
     def silence(self, key: Key) -> float:
-        """Seconds since the pod of `latest` answered last, or since it was first to be asked, if it never did."""
+        """Seconds for which the pod of `latest` has left every try to ask it unanswered; 0 if it answers."""
         watched = self._watched.get(key)
-        return self._clock() - watched.heard if watched is not None else 0.0
+        return watched.silence if watched is not None else 0.0
 
     def forget(self, key: Key) -> None:
         self._watched.pop(key, None)
@@ -90,12 +94,19 @@ class ProgressPoller:
         watched.due = self._clock() + self._interval
         async with self._slots:
             progress = await self._cluster.read_progress(watched.pod)
-        if progress is None:
-            return
-        watched.heard = self._clock()
-        if progress != watched.progress:
+        self._note(watched, progress is not None)
+        if progress is not None and progress != watched.progress:
             watched.progress = progress
             self._changed(key)
+
+    def _note(self, watched: _Watched, answered: bool) -> None:
+        now = self._clock()
+        if answered:
+            watched.unanswered, watched.silence = None, 0.0
+            return
+        if watched.unanswered is not None:
+            watched.silence += min(now - watched.unanswered, MOST_INTERVALS * self._interval)
+        watched.unanswered = now
 
 
 def _address(pod: Object) -> Object:

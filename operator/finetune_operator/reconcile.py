@@ -36,18 +36,19 @@ from finetune_operator.lifecycle import (
     is_due,
     refused,
     unreadable,
+    was_taken_back,
 )
 from finetune_operator.logs import of_attempt
 from finetune_operator.observed import (
     Observed,
     controller_uid,
     eviction_in,
-    is_suspended,
     pods_overdue_in,
     rank_zero,
     refusal_in,
     stuck_pod,
     trouble_in,
+    without_pods,
 )
 from finetune_operator.plan import plan
 from finetune_operator.plan.names import PREFLIGHT, preflight_name, selector, workload_name
@@ -70,7 +71,7 @@ class ProgressSource(Protocol):
         ...
 
     def silence(self, key: Key) -> float:
-        """Seconds since that answer, or since the pod was first to be asked."""
+        """Seconds for which the pod has left all that it was asked unanswered."""
         ...
 
     def forget(self, key: Key) -> None:
@@ -176,9 +177,10 @@ class Reconciler:
         observed = Observed(workload, tuple(pods), named=await self._named(key, job))
         if is_due(job.spec, job.status):
             observed = await self._observe_preflight(key, job, observed)
-        if workload is not None and pods_overdue_in(observed, now) == 0:
-            observed = replace(observed, refusal=refusal_in(await self._cluster.events_of(workload)))
-        if workload is not None and job.spec.scheduling.queue is not None and is_suspended(workload):
+        waiting = without_pods(observed)
+        if waiting is not None and pods_overdue_in(observed, now) == 0:
+            observed = replace(observed, refusal=refusal_in(await self._cluster.events_of(waiting)))
+        if workload is not None and job.spec.scheduling.queue is not None and was_taken_back(job.status, observed):
             observed = replace(observed, eviction=eviction_in(await self._cluster.events_of(workload)))
         stuck = stuck_pod(observed, self._clock())
         if stuck is not None:

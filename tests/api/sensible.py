@@ -128,7 +128,8 @@ def _fabric(spec: Object) -> None:
 
 def _sharding(spec: Object) -> None:
     distributed, hyper = spec.get("distributed", {}), spec.get("hyperparameters", {})
-    whole = hyper.get("torchCompile") or "8bit" in hyper.get("optimizer", "")
+    optimizer = hyper.get("optimizer", "")
+    whole = hyper.get("torchCompile") or "8bit" in optimizer or optimizer == "adafactor"
     if distributed.get("sharding") == "FSDP" and (whole or "fisher" in spec["strategy"].get("select", {})):
         _without(distributed, "sharding")
     if spec.get("resources", {}).get("gpusPerNode", 0) == 0:

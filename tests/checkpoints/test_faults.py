@@ -102,6 +102,35 @@ def test_a_bucket_that_fails_a_twentieth_of_all_requests_and_is_then_away(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_bucket_that_is_away_for_a_minute_is_waited_for_when_the_next_checkpoint_is_due(
+    tmp_path, undisturbed, proxy, bucket
+):
+    # A checkpoint every three steps. The one of step 6 finds nobody; steps 7 to 9 are trained meanwhile.
+    away, moments = 60.0, dict.fromkeys((5, 9, 10), 0.0)
+
+    def note(step: int) -> None:
+        moments[step] = time.monotonic()
+
+    def arm(trainer: CheckpointingTrainer) -> None:
+        def leave() -> None:
+            trainer.checkpoints.wait()
+            proxy.down_for(away)
+            note(5)
+
+        for step, act in ((5, leave), (9, lambda: note(9)), (10, lambda: note(10))):
+            at(step, act)(trainer)
+
+    root = f"s3://{bucket}/out/checkpoints"
+    proxy.fail(0.05, seed=5)
+    assert run(root, tmp_path, 1, arm) == (0, undisturbed)
+    assert moments[9] - moments[5] < away / 2
+    assert moments[10] - moments[5] > away
+    assert proxy.failed > 0
+    assert run(root, tmp_path, 2) == (STEPS, undisturbed)
+
+
+@pytest.mark.slow
 def test_an_upload_that_is_slower_than_training_is_waited_for(tmp_path, undisturbed, proxy, bucket, monkeypatch):
     waits: list[tuple[float, bool]] = []
     kept: list[CheckpointingTrainer] = []

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load, load_file
 
 from finetune_trainer.checkpoints.pieces import IncompleteError, Piece, Saved
-from finetune_trainer.checkpoints.staging import TYPES, MemoryFile, Staging, require_memory
+from finetune_trainer.checkpoints.staging import MemoryFile, Staging, require_memory
 from finetune_trainer.errors import OutOfMemoryError
+from finetune_trainer.layout import TYPES
 from finetune_trainer.memory import available_bytes
 
 

@@ -58,10 +58,14 @@ class Recount(TorchDispatchMode):
                 held = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
                 storage = held.untyped_storage()
                 self._storages[id(storage)] = weakref.ref(storage)
+        self.highest = max(self.highest, self.now())
+        return made
+
+    def now(self) -> int:
+        """Bytes of all that is alive."""
         alive = {key: storage for key, ref in self._storages.items() if (storage := ref()) is not None}
         self._storages = {key: self._storages[key] for key in alive}
-        self.highest = max(self.highest, sum(storage.nbytes() for storage in alive.values()))
-        return made
+        return sum(storage.nbytes() for storage in alive.values() if storage.device.type != "meta")
 
 
 def job_of(case: dict[str, Any]) -> Any:

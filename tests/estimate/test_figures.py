@@ -154,7 +154,9 @@ def test_auto_takes_replicas_where_one_fits(asked: str, ranks: int, available: i
     assert choose_sharding(spec, ranks, available, lambda memory: memory >= 100) is chosen
 
 
-@pytest.mark.parametrize("hyperparameters", [{"optimizer": "adamw8bit"}, {"torchCompile": True}])
+@pytest.mark.parametrize(
+    "hyperparameters", [{"optimizer": "adamw8bit"}, {"optimizer": "adafactor"}, {"torchCompile": True}]
+)
 def test_what_the_api_refuses_in_shards_is_never_chosen(hyperparameters: dict[str, Any]) -> None:
     spec = of("Full", hyperparameters=hyperparameters).spec
     assert choose_sharding(spec, 8, 10, lambda memory: False) is Sharding.DDP

@@ -179,16 +179,36 @@ async def test_progress_of_a_replaced_pod_is_forgotten() -> None:
     assert await poller.poll_due() == 0
 
 
-async def test_silence_is_counted_from_the_last_answer() -> None:
+async def test_silence_is_the_time_of_the_tries_that_were_left_unanswered() -> None:
     pods, told, key = Pods(), [], Key("ml", "a")
     poller = poller_of(pods, told)
     assert poller.silence(key) == 0
     poller.latest(key, pod("1"))
     await poller.poll_due()
-    pods.answer, pods.now = None, 30.0
-    await poller.poll_due()
-    assert poller.silence(key) == 30
+    pods.answer = None
+    for second in (30.0, 40.0, 50.0):
+        pods.now = second
+        await poller.poll_due()
+    assert poller.silence(key) == 20
     assert poller.latest(key, pod("1")) is not None
+    pods.answer, pods.now = Progress(stage=Stage.TRAINING, step=2), 60.0
+    await poller.poll_due()
+    assert poller.silence(key) == 0
+
+
+async def test_a_pod_that_nobody_has_asked_is_not_called_silent() -> None:
+    pods, key = Pods(), Key("ml", "a")
+    pods.answer = None
+    poller = poller_of(pods, [])
+    poller.latest(key, pod("1"))
+    pods.now = 1000.0
+    assert poller.silence(key) == 0
+    await poller.poll_due()
+    assert poller.silence(key) == 0
+    # One try more, which comes late, is not several.
+    pods.now = 2000.0
+    await poller.poll_due()
+    assert poller.silence(key) == 20
 
 
 # --- settings and endpoints ------------------------------------------------------------------------------------------

@@ -256,12 +256,36 @@ async def test_a_replica_that_is_stopped_finishes_and_hands_over_at_once(cluster
 
 
 async def test_a_leader_whose_lease_is_taken_ends_at_once_and_writes_nothing_more(cluster: Cluster) -> None:
+    put_off: list[Access] = []
+    taken = seen = False
+
+    def busy(access: Access) -> bool:
+        """All that is to be written is put off until the leader has seen that another one leads."""
+        nonlocal seen
+        if access.resource == "leases":
+            seen = seen or taken
+        elif access.writes and not seen:
+            put_off.append(access)
+            return True
+        return False
+
+    async def has_much_to_write() -> bool:
+        return len(put_off) > 4
+
     operator = await cluster.start("operator", FAST)
     await cluster.until(lambda: _is(cluster.holder()))
-    taken = [{"op": "add", "path": "/spec/holderIdentity", "value": "another"}]
-    await cluster.world.cluster.patch(LEASE, LEASE_KEY, taken)
+    cluster.server.busy = busy
+    for number in range(4):
+        await cluster.world.cluster.create(manifest(f"job-{number}"))
+    await cluster.until(has_much_to_write)
+    change = [{"op": "add", "path": "/spec/holderIdentity", "value": "another"}]
+    await cluster.world.cluster.patch(LEASE, LEASE_KEY, change)
+    taken = True
     assert await operator.process.wait() == 1
+    assert seen
     assert "another replica has it" in operator.log()
+    # A request that was on its way may have arrived; a Job takes several of them.
+    assert await cluster.world.cluster.list(JOB, None, {}) == []
 
 
 async def _is(text: Awaitable[str]) -> bool:

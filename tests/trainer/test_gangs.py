@@ -77,6 +77,11 @@ MORE: dict[str, tuple[str, str, dict[str, Any]]] = (
                 "distributed": WAYS["ddp"],
             },
         ),
+        "fsdp-sgd": (
+            "Full",
+            "Instruction",
+            {"hyperparameters": {"maxSteps": 3, "optimizer": "sgd"}, "distributed": WAYS["fsdp"]},
+        ),
         "fsdp-offloaded": (
             "Full",
             "Instruction",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,34 +13,67 @@ import torch
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_trainer import verification
+from finetune_trainer.errors import StoppedError
 from finetune_trainer.gathering import put, trainable_state, whole
-from finetune_trainer.model import Source
+from finetune_trainer.model import Source, load_config
+from finetune_trainer.rereading import Rereading
 from finetune_trainer.storage import Store
-from finetune_trainer.strategies.base import AdapterStrategy, save_model
+from finetune_trainer.strategies.base import AdapterStrategy, ModelStrategy, save_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from finetune_trainer.runtime import Context
     from finetune_trainer.session import Session
 
 
-def collect(session: Session, rebuild: Callable[[], PreTrainedModel]) -> None:
-    """Give rank 0 the whole model in place of its shards: what was trained, in a model that is built anew.
+@dataclass(frozen=True)
+class Answer:
+    """What a model in shards has answered, before rank 0 got all of it.
 
-    A collective; the others keep their shards, which they may let go. Tensors travel one at a time, so that rank 0 has
-    one whole model at most, and the moments are given up before.
+    Attributes:
+        probe: on the CPU.
+    """
+
+    probe: verification.Probe
+    logits: torch.Tensor
+
+
+def collect(context: Context, session: Session, rebuild: Callable[[], PreTrainedModel]) -> Answer:
+    """Give rank 0 what it delivers of a model in shards; a collective, after which the others may let go of theirs.
+
+    A whole model goes to its files, tensor by tensor. An adapter goes into its base, which rank 0 builds anew: of this
+    base nothing is gathered. The moments are given up before.
 
     Args:
         rebuild: gives the model as it was before training; called on rank 0 alone.
 
     Raises:
-        VerificationError: it does not answer as the one in shards.
+        StoppedError: the pod must go; on all ranks alike.
+        VerificationError: the adapted base does not answer as the one in shards.
     """
-    trainer = session.trainer
+    trainer, strategy = session.trainer, session.strategy
     probe = session.task.probe(trainer.model)
     with trainer.accelerator.autocast():
-        expected = verification.logits(trainer.model, probe)
+        logits = verification.logits(trainer.model, probe)
     trainer.optimizer.state.clear()
+    answer = Answer({name: tensor.cpu() for name, tensor in probe.items()}, logits)
+    if isinstance(strategy, ModelStrategy):
+        folder = _fresh(context.scratch, strategy.output_kind) if context.is_main else None
+        strategy.export_shards(trainer.model, folder, stored(session), partial(_go_on, context))
+    else:
+        _collect_adapter(session, rebuild, answer)
+    return answer
+
+
+def _go_on(context: Context) -> None:
+    if context.stop.agreed():
+        raise StoppedError("stopped on request while the model was gathered; its last step is saved")
+    context.reporter.beat()
+
+
+def _collect_adapter(session: Session, rebuild: Callable[[], PreTrainedModel], answer: Answer) -> None:
+    trainer = session.trainer
     model = rebuild() if trainer.args.should_save else None
     targets = trainable_state(model, trainer.learning) if model is not None else {}
     for name, tensor in trainable_state(trainer.model, trainer.learning).items():
@@ -48,9 +82,23 @@ def collect(session: Session, rebuild: Callable[[], PreTrainedModel]) -> None:
             put(targets[name], found)
     if model is None:
         return
-    here = {name: tensor.to(model.device) for name, tensor in probe.items()}
-    verification.same(expected, verification.logits(model, here), session.compute.dtype, "the gathered model")
+    here = {name: tensor.to(model.device) for name, tensor in answer.probe.items()}
+    verification.same(
+        answer.logits, verification.logits(model, here), session.compute.dtype, "the base with the adapter"
+    )
     trainer.model = model
+
+
+def stored(session: Session) -> torch.dtype:
+    """The precision in which the base lies in its folder."""
+    return session.config.dtype or torch.float32
+
+
+def _fresh(scratch: Path, kind: str) -> Path:
+    folder = scratch / "export" / kind
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -59,6 +107,7 @@ class Exporter:
 
     Args:
         alive: called between the steps of an export, and while files are on their way; raises when the pod must go.
+        collected: what the model in shards has answered, where there is one.
     """
 
     store: Store
@@ -66,6 +115,7 @@ class Exporter:
     session: Session
     scratch: Path
     alive: Callable[[], None]
+    collected: Answer | None
 
     def deliver(self, card: Callable[[str], str]) -> Path:
         """Deliver the adapter or model, and with output.merge the merged model; the session's model is used up.
@@ -81,63 +131,78 @@ class Exporter:
         """
         strategy, model = self.session.strategy, self.session.trainer.model
         kind = strategy.output_kind
-        folder = self._fresh(kind)
-        strategy.export(model, folder, self.spec.model.uri, self.stored)
+        if isinstance(strategy, ModelStrategy) and self.collected:
+            return self._deliver_collected(strategy, model, self.collected, card(kind))
+        folder = _fresh(self.scratch, kind)
+        strategy.export(model, folder, self.spec.model.uri, stored(self.session))
         self._write_beside(folder, model, card(kind))
         delivered = self._round_trip(folder, kind)
         probe = self.session.task.probe(model)
-        if not isinstance(strategy, AdapterStrategy):
+        if isinstance(strategy, ModelStrategy):
             strategy.refuse_untrained(model, self.session.base.folder, delivered)
             self._verify_model(model, delivered, probe)
             return delivered
+        assert isinstance(strategy, AdapterStrategy), "there are no others"
         verification.adapter(strategy, model, delivered, probe, self.session.compute.dtype)
         if self.spec.output.merge:
             self.alive()
             self._deliver_merged(strategy, delivered, {name: tensor.cpu() for name, tensor in probe.items()}, card)
         return delivered
 
-    @property
-    def stored(self) -> torch.dtype:
-        """The precision in which the base lies in its folder."""
-        return self.session.config.dtype or torch.float32
+    def _deliver_collected(self, strategy: ModelStrategy, model: PreTrainedModel, answer: Answer, card: str) -> Path:
+        """The files are written; they are read back block by block, since the model may not fit in here whole."""
+        folder = self.scratch / "export" / strategy.output_kind
+        self._write_beside(folder, model, card)
+        delivered = self._round_trip(folder, strategy.output_kind)
+        session = self.session
+        config = load_config(delivered, self.spec.model)
+        config.dtype = torch.float32
+        source = Source(delivered, self.spec.model, config, torch.float32, session.compute.attention)
+        # From here on it stands for the one that was trained, whose shards may go.
+        session.trainer.model = again = session.task.skeleton(source).model
+        strategy.refuse_untrained(again, session.base.folder, delivered)
+        device = session.trainer.accelerator.device
+        Rereading(again, delivered, torch.float32, device, self.alive)
+        here = {name: tensor.to(device) for name, tensor in answer.probe.items()}
+        with session.trainer.accelerator.autocast():
+            found = verification.logits(again, here)
+        verification.same(answer.logits, found, self._lowest_precision, self._uri("model"))
+        return delivered
+
+    def _uri(self, kind: str) -> str:
+        return f"{self.spec.output.uri.rstrip('/')}/{kind}"
 
     @property
     def _lowest_precision(self) -> torch.dtype:
-        return max(self.stored, self.session.compute.dtype, key=verification.TOLERANCE.__getitem__)
+        return max(stored(self.session), self.session.compute.dtype, key=verification.TOLERANCE.__getitem__)
 
     def _verify_model(self, model: PreTrainedModel, delivered: Path, probe: verification.Probe) -> None:
         expected = verification.logits(model, probe)
-        again = self._load(delivered, self.stored, self.session.compute.attention, model.config).to(model.device)
-        uri = f"{self.spec.output.uri.rstrip('/')}/model"
-        verification.same(expected, verification.logits(again, probe), self._lowest_precision, uri)
+        attention = self.session.compute.attention
+        again = self._load(delivered, stored(self.session), attention, model.config).to(model.device)
+        verification.same(expected, verification.logits(again, probe), self._lowest_precision, self._uri("model"))
 
     def _deliver_merged(
         self, strategy: AdapterStrategy, adapter: Path, probe: verification.Probe, card: Callable[[str], str]
     ) -> None:
         """Merge into the base in float32, as it was before any quantisation: a 4-bit base would lose the update."""
-        uri = f"{self.spec.output.uri.rstrip('/')}/model"
+        uri, precision = self._uri("model"), stored(self.session)
         base = self._load(self.session.base.folder, torch.float32, "sdpa", self.session.config)
         adapted = strategy.together(base, adapter)
         expected = verification.logits(adapted, probe)
         merged = strategy.merge(adapted)
         verification.same(expected, verification.logits(merged, probe), torch.float32, uri)
-        folder = self._fresh("model")
-        save_model(merged, folder, self.stored)
+        folder = _fresh(self.scratch, "model")
+        save_model(merged, folder, precision)
         self._write_beside(folder, merged, card("model"))
         expected = verification.logits(merged, probe)
         delivered = self._round_trip(folder, "model")
         verification.differs_from(self.session.base.folder, delivered)
-        again = self._load(delivered, self.stored, "sdpa", merged.config)
-        verification.same(expected, verification.logits(again, probe), self.stored, uri)
+        again = self._load(delivered, precision, "sdpa", merged.config)
+        verification.same(expected, verification.logits(again, probe), precision, uri)
 
     def _load(self, folder: Path, dtype: torch.dtype, attention: str, config: PretrainedConfig) -> PreTrainedModel:
         return self.session.task.load(Source(folder, self.spec.model, config, dtype, attention)).model
-
-    def _fresh(self, kind: str) -> Path:
-        folder = self.scratch / "export" / kind
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        return folder
 
     def _write_beside(self, folder: Path, model: PreTrainedModel, card: str) -> None:
         self.session.processor.save_pretrained(folder)
@@ -147,7 +212,7 @@ class Exporter:
 
     def _round_trip(self, folder: Path, kind: str) -> Path:
         """Upload a folder, and bring it back from the bucket."""
-        uri = f"{self.spec.output.uri.rstrip('/')}/{kind}"
+        uri = self._uri(kind)
         # What an attempt before this one left, under names that this one may not use, would be part of the model.
         self.store.delete([info.uri for info in self.store.list(uri + "/")])
         self.store.upload_folder(folder, uri, self._moving)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import safe_open
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightConverter
 
 
 def index(folder: Path) -> dict[str, Path]:
@@ -52,9 +54,24 @@ class Located:
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         state, prefix = model.state_dict(), model.base_model_prefix
         self.keys: defaultdict[str, list[str]] = defaultdict(list)
+        self._converters: dict[str, tuple[str, WeightConverter]] = {}
+        by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
         for key in sorted(self.index, key=dot_natural_key):
-            name, _ = rename_source_key(key, renamings, converters, prefix, state)
+            name, pattern = rename_source_key(key, renamings, converters, prefix, state)
             self.keys[key if name not in state and key in state else name].append(key)
+            if pattern is not None:
+                self._converters[key] = pattern, by_pattern[pattern]
 
     def __getitem__(self, key: str) -> torch.Tensor:
         return tensor(self.index, key)
+
+    def parameters(self, model: PreTrainedModel, name: str) -> dict[str, torch.Tensor]:
+        """What the library makes of the tensors under a name in `keys`: one parameter or buffer, or several."""
+        keys = self.keys[name]
+        if keys[0] not in self._converters:
+            return {name: self[keys[0]]}
+        converter = copy.deepcopy(self._converters[keys[0]][1])
+        for key in keys:
+            converter.add_tensor(name, key, self._converters[key][0], self[key])
+        made = converter.convert(name, model=model, config=model.config)
+        return {target: found[0] if isinstance(found, list) else found for target, found in made.items()}

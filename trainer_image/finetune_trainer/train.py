@@ -27,7 +27,7 @@ from finetune_trainer.checkpoints.trainer import WEIGHTS
 from finetune_trainer.errors import DivergedError, StoppedError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.course import why_to_stop
-from finetune_trainer.export import Exporter, collect
+from finetune_trainer.export import Answer, Exporter, collect
 from finetune_trainer.fabric import locked_memory_warning
 from finetune_trainer.report import Report, card, page
 from finetune_trainer.result import Output, samples, versions
@@ -92,13 +92,14 @@ def _run(context: Context, store: Store, output: Output) -> Result | None:
         _train(context, session.trainer, checkpoints, output)
         trained = _trained(context, session.trainer, checkpoints)
     after = _measure(context, session, "the tuned model")
+    collected = None
     if session.sharding is Sharding.FSDP:
         context.reporter.stage(Stage.EXPORTING, "gathering the shards")
-        collect(session, partial(start.rebuild, session))
+        collected = collect(context, session, partial(start.rebuild, session))
     if not context.is_main:
         # Done: what is delivered is rank 0's to write, and its node ends with OK only when it has.
         return None
-    return _deliver(context, store, session, output, trained, before=before, after=after)
+    return _deliver(context, store, session, output, trained, collected=collected, before=before, after=after)
 
 
 def _checkpoints(context: Context, store: Store, output: Output, base_digest: str) -> Checkpoints:
@@ -239,6 +240,7 @@ def _deliver(
     output: Output,
     trained: Trained,
     *,
+    collected: Answer | None,
     before: Measured,
     after: Measured,
 ) -> Result:
@@ -260,7 +262,7 @@ def _deliver(
         warnings=context.reporter.snapshot().warnings,
     )
     context.reporter.stage(Stage.EXPORTING, uri)
-    exporter = Exporter(store, context.job.spec, session, context.scratch, context.alive)
+    exporter = Exporter(store, context.job.spec, session, context.scratch, context.alive, collected)
     delivered = exporter.deliver(lambda kind: card(report, kind, session.strategy, session.task))
     report.angles = _angles(context, session, delivered)
     if report.angles:

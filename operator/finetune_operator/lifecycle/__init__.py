@@ -21,6 +21,7 @@ from finetune_operator.lifecycle.decision import (
 )
 from finetune_operator.lifecycle.ending import refused, unreadable
 from finetune_operator.lifecycle.preflight import is_due
+from finetune_operator.lifecycle.queued import was_taken_back
 
 __all__ = [
     "HOPELESS",
@@ -43,4 +44,5 @@ __all__ = [
     "is_due",
     "refused",
     "unreadable",
+    "was_taken_back",
 ]

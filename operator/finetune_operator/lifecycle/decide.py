@@ -22,7 +22,7 @@ from finetune_operator.lifecycle.preflight import check_first, stop_preflight
 from finetune_operator.lifecycle.queued import in_queue, leave_queue, restart_in_queue
 from finetune_operator.lifecycle.running import follow
 from finetune_operator.lifecycle.stalled import end_standstill
-from finetune_operator.lifecycle.start import start_next, still_there
+from finetune_operator.lifecycle.start import start_next, still_there, suspending
 from finetune_operator.lifecycle.warnings import with_notices, with_warnings
 from finetune_operator.observed import (
     SETTLE_SECONDS,
@@ -39,7 +39,6 @@ from finetune_operator.observed import (
 )
 from finetune_operator.settings import Settings
 
-SUSPENDING = "Suspending"
 Rule = Callable[[Situation], Decision | None]
 
 
@@ -101,6 +100,8 @@ def _in_incident(situation: Situation) -> Decision | None:
     incident = situation.status.incident
     if incident is None:
         return None
+    if incident.retry and not situation.job.spec.suspend and (over := past_deadline(situation)) is not None:
+        return over
     return restart_in_queue(situation, incident) or handle_incident(situation, incident)
 
 
@@ -113,22 +114,18 @@ def _suspended_by_user(situation: Situation) -> Decision | None:
     if workload is not None and not is_suspended(workload):
         return Decision(situation.status, Suspend())
     if not torn_down(situation.observed):
-        text = f"Suspending: waiting for {still_there(situation.observed)}"
-        phase = situation.status.phase or Phase.STARTING
-        return Decision(situation.to(phase, SUSPENDING, text), requeue_after=TEARDOWN_SECONDS)
+        return Decision(suspending(situation), requeue_after=TEARDOWN_SECONDS)
     checkpoint = situation.status.checkpoint
     # A pod may be gone before its last word was read, and with it the news of what it saved at the end.
     point = f"its newest checkpoint, of step {checkpoint.step} or later," if checkpoint else "its newest checkpoint"
     text = f"Suspended; it goes on from {point} when spec.suspend is false" if situation.status.attempt else "Suspended"
-    return Decision(situation.to(Phase.SUSPENDED, "Suspended", text))
+    return Decision(situation.to(Phase.SUSPENDED, "Suspended", text, workload=None))
 
 
 def _workload_lost(situation: Situation) -> Decision | None:
     """Somebody deleted the Job of a running attempt, or deleted and re-created it by hand."""
     status, workload = situation.status, situation.observed.workload
-    if status.workload is None or status.phase is Phase.SUSPENDED or status.reason == SUSPENDING:
-        return None
-    if workload is not None and uid(workload) == status.workload:
+    if status.workload is None or (workload is not None and uid(workload) == status.workload):
         return None
     return open_incident(situation, Failure(Cause.DISRUPTION, "The job's Indexed Job was deleted from outside"))
 
@@ -140,7 +137,8 @@ def _not_started(situation: Situation) -> Decision | None:
         return None
     if not torn_down(situation.observed):
         text = f"An earlier run has not ended: waiting for {still_there(situation.observed)}"
-        return Decision(situation.to(Phase.STARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
+        waits = Decision(situation.to(Phase.STARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
+        return past_deadline(situation) or waits
     return start_next(situation)
 
 

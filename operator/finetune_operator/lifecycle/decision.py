@@ -16,8 +16,9 @@ MAX_MESSAGE = 4096
 """The schema's bound of status.message."""
 TEARDOWN_SECONDS = 10.0
 """How soon to look again while pods are stopping; their events usually come first."""
-
-
+REFUSED_SECONDS = 30.0
+"""How soon to look again while there are no pods: the Job controller's events reach no watch of ours."""
+PODS_REFUSED = "PodsRefused"
 WAITING = (Phase.STARTING, Phase.RESTARTING)
 """Phases in which pods may run and do not."""
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from finetune_api.contract import Progress
 from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Phase, ProgressStatus
 from finetune_operator.failures import obstacle
-from finetune_operator.lifecycle.decision import Decision, Situation
+from finetune_operator.lifecycle.decision import PODS_REFUSED, REFUSED_SECONDS, Decision, Situation
 from finetune_operator.lifecycle.silence import NO_ANSWER, TEXT, is_silent
 from finetune_operator.lifecycle.text import count, numbers, progress_sentence, progress_status
 from finetune_operator.observed import SETTLE_SECONDS, current_pods, is_done, is_running, parse_time
-
-REFUSED_SECONDS = 30.0
-"""How soon to look again when pods are refused: the Job controller's events reach no watch of ours."""
 
 
 def follow(situation: Situation) -> Decision:
@@ -30,7 +27,7 @@ def follow(situation: Situation) -> Decision:
     refusal = situation.observed.refusal
     if not pods and refusal is not None:
         text = f"The cluster refuses the pods: {refusal}"
-        return Decision(situation.to(Phase.STARTING, "PodsRefused", text), requeue_after=REFUSED_SECONDS)
+        return Decision(situation.to(Phase.STARTING, PODS_REFUSED, text), requeue_after=REFUSED_SECONDS)
     # How many run already is not told: on a large gang each number would cost a status write.
     text = f"Waiting for {count(situation.nodes)} to be scheduled and started"
     return Decision(situation.to(Phase.STARTING, "PodsStarting", text), requeue_after=SETTLE_SECONDS)

@@ -1,7 +1,8 @@
-"""Starting the next attempt: only when nothing of an earlier one is left."""
+"""Starting the next attempt, only when nothing of an earlier one is left; and what is said while something is."""
 
 from __future__ import annotations
 
+from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.lifecycle.decision import Create, Decision, Delete, ForgetStart, Number, Resume, Situation
 from finetune_operator.lifecycle.text import count
 from finetune_operator.observed import Observed, has_completed_index, has_start_time, live_pods
@@ -24,3 +25,10 @@ def still_there(observed: Observed) -> str:
     """What a teardown waits for."""
     live = live_pods(observed)
     return f"{count(len(live))} to save and stop" if live else "the Job to come to rest"
+
+
+def suspending(situation: Situation) -> FineTuneJobStatus:
+    """On the way to a user's suspension. The attempt is over, so its Job is missed no more, also where the user changes
+    his mind before all is torn down."""
+    text = f"Suspending: waiting for {still_there(situation.observed)}"
+    return situation.to(situation.status.phase or Phase.STARTING, "Suspending", text, workload=None)

@@ -88,8 +88,14 @@ BY_RULE = (
     Refusal(
         "moments in 8 bits in shards",
         {f"{HYPER}.optimizer": "adamw8bit", **SHARDED},
-        "spec.distributed.sharding: Forbidden: the 8-bit optimizers take tensors whole, and FSDP shards the moments "
-        "anyway; set optimizer to adamw, or sharding to DDP",
+        "spec.distributed.sharding: Forbidden: the 8-bit optimizers and adafactor take tensors whole, and FSDP shards "
+        "the moments anyway; set optimizer to adamw, or sharding to DDP",
+    ),
+    Refusal(
+        "sums of rows and columns in shards",
+        {f"{HYPER}.optimizer": "adafactor", **SHARDED},
+        "spec.distributed.sharding: Forbidden: the 8-bit optimizers and adafactor take tensors whole, and FSDP shards "
+        "the moments anyway; set optimizer to adamw, or sharding to DDP",
     ),
     Refusal(
         "compiled shards",

@@ -1,12 +1,11 @@
 """Files that exist in memory only: tensors are copied there in a moment, and uploaded while training goes on.
 
 Each is an anonymous file of the kernel (memfd), so that neither a disk nor the size of /dev/shm bounds it; it counts as
-the pod's memory. Its content is a safetensors file to the byte: https://huggingface.co/docs/safetensors (format).
+the pod's memory. Its content is a safetensors file to the byte.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from collections.abc import Mapping
@@ -18,23 +17,9 @@ from finetune_trainer.checkpoints.manifest import TENSORS_SUFFIX
 from finetune_trainer.checkpoints.pieces import Piece, held, sharding_info
 from finetune_trainer.checkpoints.uploader import Held
 from finetune_trainer.errors import OutOfMemoryError
+from finetune_trainer.layout import lay_out, size_of
 from finetune_trainer.memory import available_bytes
 
-TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-ALIGNMENT = 8
 GIB = 1024**3
 FILES = 4
 """Weights and optimizer, each whole and in parts."""
@@ -50,18 +35,15 @@ class MemoryFile:
 
     def write(self, pieces: Mapping[str, Piece]) -> None:
         """Replace the content by these tensors."""
-        order = sorted(pieces, key=lambda name: (-pieces[name].values.element_size(), name))
-        header, begin = _header(pieces, order)
-        end = begin + sum(_bytes(pieces[name]) for name in order)
-        self._resize(end)
+        found = {name: piece.values for name, piece in pieces.items()}
+        header, places = lay_out(found, sharding_info(pieces))
+        self._resize(len(header) + sum(map(size_of, found.values())))
         assert self._map is not None
         self._map[: len(header)] = header
-        for name in order:
-            values = pieces[name].values
+        for name, values in found.items():
             if values.numel():
-                target = torch.frombuffer(self._map, dtype=values.dtype, count=values.numel(), offset=begin)
+                target = torch.frombuffer(self._map, dtype=values.dtype, count=values.numel(), offset=places[name])
                 target.view(values.shape).copy_(values)
-            begin += _bytes(pieces[name])
 
     def _resize(self, size: int) -> None:
         if size != self.size:
@@ -74,29 +56,6 @@ class MemoryFile:
         """Give the memory back."""
         self._map = None
         os.close(self.fd)
-
-
-def _bytes(piece: Piece) -> int:
-    return piece.values.numel() * piece.values.element_size()
-
-
-def _header(pieces: Mapping[str, Piece], order: list[str]) -> tuple[bytes, int]:
-    """The file's beginning, and where the first tensor comes."""
-    described: dict[str, object] = {}
-    if metadata := sharding_info(pieces):
-        described["__metadata__"] = metadata
-    end = 0
-    for name in order:
-        values, begin = pieces[name].values, end
-        end += _bytes(pieces[name])
-        described[name] = {
-            "dtype": TYPES[values.dtype],
-            "shape": list(values.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(described, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text, 8 + len(text)
 
 
 class Staging:
@@ -127,7 +86,7 @@ class Staging:
         parts = [part for name, tensors in state.items() for part in self._divided(name, tensors)]
         if parts and not self._files:
             self._files = [MemoryFile(f"checkpoint-{number}") for number in range(FILES)]
-        needed = sum(_bytes(piece) for _, pieces in parts for piece in pieces.values())
+        needed = sum(size_of(piece.values) for _, pieces in parts for piece in pieces.values())
         require_memory(needed, sum(file.size for file in self._files), self._ranks)
         for (_, pieces), file in zip(parts, self._files, strict=False):
             file.write(pieces)

@@ -32,5 +32,5 @@ def choose_sharding(
 def can_shard(spec: FineTuneJobSpec) -> bool:
     """Whether the job asks for nothing that the API refuses together with FSDP."""
     values, select = spec.hyperparameters, spec.strategy.select
-    whole = values.optimizer in (Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT) or values.torch_compile
-    return not whole and (select is None or select.fisher is None)
+    whole = values.optimizer in (Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT, Optimizer.ADAFACTOR)
+    return not (whole or values.torch_compile) and (select is None or select.fisher is None)

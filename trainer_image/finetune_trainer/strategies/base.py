@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_api.job import StrategySpec
+from finetune_trainer.consolidation import save_shards
 from finetune_trainer.verification import ADVICE, VerificationError, differs_from
 
 if TYPE_CHECKING:
@@ -111,6 +112,22 @@ class ModelStrategy(Strategy):
     def export(self, model: PreTrainedModel, folder: Path, base_uri: str, stored: torch.dtype) -> None:
         save_model(model, folder, stored)
 
+    def export_shards(
+        self, model: PreTrainedModel, folder: Path | None, stored: torch.dtype, between: Callable[[], None]
+    ) -> None:
+        """Write what `export` writes, of a model in shards; a collective.
+
+        Args:
+            folder: None on ranks that only give their shards.
+            between: called on every rank before each tensor; may raise, on all ranks alike.
+        """
+        if folder is not None:
+            # Without a single weight: the library would gather them all before it writes the first.
+            model.save_pretrained(folder, state_dict={})
+            _set_delivered(model, stored)
+            model.config.save_pretrained(folder)
+        save_shards(model, stored, folder, between)
+
     def refuse_untrained(self, model: PreTrainedModel, base: Path, delivered: Path) -> None:
         """Raise VerificationError when what was delivered of the model does what its base does.
 
@@ -159,11 +176,15 @@ class AdapterStrategy(Strategy):
 def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
     """Write a whole model in shards of safetensors, its floating point weights in dtype; they are cast in place."""
     _cast_saved(model, dtype)
+    _set_delivered(model, dtype)
+    model.save_pretrained(folder)
+
+
+def _set_delivered(model: PreTrainedModel, dtype: torch.dtype) -> None:
     model.config.dtype = dtype
     # Turned off for training only; who loads the model wants to generate with it.
     if model.can_generate():
         model.config.use_cache = True
-    model.save_pretrained(folder)
 
 
 @torch.no_grad()
