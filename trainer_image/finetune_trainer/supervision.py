@@ -39,6 +39,7 @@ class Supervision:
 
     Attributes:
         stalled: why the workers had to be ended, if they made no progress.
+        stops_with_peers: whether they were asked to stop since another pod was.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Supervision:
         self.stalled: CauseRecord | None = None
         self._deadline: float | None = None
         self._forwarded = 0
-        self._stopped_with_peers = False
+        self.stops_with_peers = False
         self._overdue: float | None = None
 
     def look(self) -> Finding:
@@ -66,7 +67,7 @@ class Supervision:
         """Another pod of the gang was asked to stop: its ranks leave, so these must, wherever they are now."""
         if self._deadline is None:
             print("another pod was asked to stop; the workers save and leave", file=sys.stderr, flush=True)
-            self._stopped_with_peers = True
+            self.stops_with_peers = True
             self._workers.terminate()
             self._allow(stop_budget(self._pod.grace_seconds))
 
@@ -81,7 +82,7 @@ class Supervision:
             self._forwarded = self._stop.count
             print("asked to stop; the workers save and leave", file=sys.stderr, flush=True)
             # Once is a request, twice is a hurry: that the peers came first must not make it one.
-            if not (self._stopped_with_peers and self._forwarded == 1):
+            if not (self.stops_with_peers and self._forwarded == 1):
                 self._workers.terminate()
             self._allow(stop_budget(self._pod.grace_seconds) if self._forwarded == 1 else HURRY_SECONDS)
 
