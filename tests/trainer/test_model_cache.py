@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -129,6 +130,25 @@ def test_a_file_that_rots_is_named_and_fetched_again(hub, cache, fetch):
     assert "model.safetensors in the model cache is not what was written" in context.reporter.snapshot().warnings[0]
     assert (again / "model.safetensors").read_bytes() == good
     assert entries(cache) == [folder]
+
+
+def test_an_entry_that_cannot_be_emptied_is_in_nobodys_way(hub, cache, fetch, monkeypatch):
+    _, folder = fetch("one")
+    (folder / "config.json").write_text("")
+
+    def remove_as_nfs_does(path, **_):
+        # What somebody has open stays, under another name, until it is closed.
+        (path / "config.json").rename(path / ".nfs0001")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", remove_as_nfs_does)
+        _, again = fetch("two")
+    assert json.loads((again / "config.json").read_text())["model_type"] == "llama"
+    assert (again / MANIFEST).is_file()
+    assert len(list(cache.glob(".*.old"))) == 1
+    (again / "config.json").write_text("")
+    fetch("three")
+    assert list(cache.glob(".*.old")) == []
 
 
 def test_a_fill_that_was_broken_off_is_gone_on_with_and_is_no_model_meanwhile(hub, cache, fetch, monkeypatch):
