@@ -30,7 +30,7 @@ class Checkpoints:
     Args:
         root: `<output.uri>/checkpoints`.
         identity: job, uid, attempt, world size, base digest and versions, as every manifest of this run states them.
-        keep: how many of the newest stay; asked at every commit, since it may change while the job runs.
+        keep: how many of the newest stay; asked by the main rank at every commit, since it may change meanwhile.
         on_commit: called from a background thread when a step is complete in the bucket.
         on_wait: called about every second while the training waits for an upload.
         gang: the ranks that save and restore together.
@@ -159,7 +159,8 @@ class Checkpoints:
         request = Request(
             phase=Phase.BEGIN,
             root=self._root,
-            keep=self._keep(),
+            # The main rank's word: it alone removes what is no longer kept.
+            keep=self._keep() if self.gang.rank == 0 else 1,
             manifest=self._identity.model_copy(update={"step": step, "best": best}),
             held=files,
         )
