@@ -59,7 +59,7 @@ def less_memory(job: FineTuneJob, *, sharded: bool = False, fits: Fits | None = 
 def remedies(spec: FineTuneJobSpec, *, sharded: bool) -> Iterator[Remedy]:
     """All changes, each on top of those before it: first what changes no result, last what changes the job itself."""
     # 8-bit moments cannot be sharded.
-    moments = [_eight_bit] if not sharded and spec.resources.nodes * _processes(spec) == 1 else []
+    moments = [_eight_bit] if not sharded and spec.resources.ranks == 1 else []
     for step in (_smaller_batches, _recomputed, _sharded(sharded), *moments, _quantized, _shorter):
         for remedy in step(spec):
             yield remedy
@@ -98,7 +98,7 @@ def _recomputed(spec: FineTuneJobSpec) -> Iterator[Remedy]:
 
 def _sharded(already: bool) -> Callable[[FineTuneJobSpec], Iterator[Remedy]]:
     def step(spec: FineTuneJobSpec) -> Iterator[Remedy]:
-        ranks = spec.resources.nodes * _processes(spec)
+        ranks = spec.resources.ranks
         if ranks > 1 and not already and spec.distributed.sharding is not Sharding.FSDP and can_shard(spec):
             distributed = spec.distributed.model_copy(update={"sharding": Sharding.FSDP})
             yield Remedy(
@@ -107,10 +107,6 @@ def _sharded(already: bool) -> Callable[[FineTuneJobSpec], Iterator[Remedy]]:
             )
 
     return step
-
-
-def _processes(spec: FineTuneJobSpec) -> int:
-    return spec.resources.processes_per_node or max(1, spec.resources.gpus_per_node)
 
 
 def _eight_bit(spec: FineTuneJobSpec) -> Iterator[Remedy]:
