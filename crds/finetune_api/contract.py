@@ -53,6 +53,7 @@ ENV_GRACE_PERIOD = "FINETUNE_GRACE_PERIOD_SECONDS"
 
 # torch's own names (its torchrun reads the same ones).
 ENV_NNODES = "PET_NNODES"
+"""By the downward API from ANNOTATION_NODES."""
 ENV_NPROC_PER_NODE = "PET_NPROC_PER_NODE"
 ENV_NODE_RANK = "PET_NODE_RANK"
 ENV_MASTER_ADDR = "PET_MASTER_ADDR"
@@ -96,6 +97,9 @@ LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 """On the child Job: the LocalQueue by which Kueue lets it start."""
 ANNOTATION_ATTEMPT = "finetune.dev/attempt"
 """On the child Job's pod template, patched while the Job is suspended: the attempt that its next pods belong to."""
+
+ANNOTATION_NODES = "finetune.dev/nodes"
+"""Beside it: how many pods the gang has; an elastic job's may change between two attempts."""
 
 # --- exit codes ------------------------------------------------------------------------------------------------------
 

@@ -137,7 +137,12 @@ class Distributed(Message):
             "!has(self.fsdp) || self.sharding != 'DDP'",
             "distributed.fsdp belongs to FSDP; remove it, or set distributed.sharding to FSDP or Auto",
             at=".fsdp",
-        )
+        ),
+        cel(
+            "!has(self.minNodesAfterSeconds) || has(self.minNodes)",
+            "minNodesAfterSeconds is how long minNodes waits; set distributed.minNodes, or remove it",
+            at=".minNodesAfterSeconds",
+        ),
     )
 
     sharding: Sharding = Field(
@@ -150,8 +155,15 @@ class Distributed(Message):
         None,
         ge=1,
         le=1024,
-        description="Elastic runs: go on with so many pods at least.",
-        json_schema_extra=not_yet("distributed.minNodes", "remove it"),
+        description="Elastic runs: where not all of resources.nodes find room, go on with those that do, so many at "
+        "least. A step learns from the same global batch: fewer pods take more turns. Every restart tries all again.",
+    )
+    min_nodes_after_seconds: int | None = Field(
+        None,
+        ge=10,
+        le=600,
+        description="How long pods may find no room before the job goes on with fewer; a cluster that adds nodes needs "
+        "some minutes. Absent: 300.",
     )
 
 

@@ -84,6 +84,11 @@ def workload_attempt(workload: Object) -> int:
     return attempt_of(workload["spec"]["template"].get("metadata") or {})
 
 
+def workload_nodes(workload: Object) -> int:
+    """Pods of the Job's gang: fewer than the job asks for where it is elastic and found no room for all."""
+    return int(workload["spec"]["completions"])
+
+
 def is_suspended(workload: Object) -> bool:
     return bool(workload["spec"].get("suspend"))
 
@@ -170,6 +175,15 @@ def placed_since(pod: Object, now: datetime) -> float | None:
         return None
     since = scheduled.get("lastTransitionTime")
     return (now - parse_time(since)).total_seconds() if since else SETTLE_SECONDS
+
+
+def unplaced_since(pod: Object, now: datetime) -> float | None:
+    """Seconds since the scheduler first said that no node has room for the pod; None while it has not."""
+    refused = condition(pod, "PodScheduled", "False")
+    if refused is None or refused.get("reason") != "Unschedulable":
+        return None
+    since = refused.get("lastTransitionTime") or pod["metadata"].get("creationTimestamp")
+    return (now - parse_time(since)).total_seconds() if since else 0.0
 
 
 def held_pods(observed: Observed) -> tuple[Object, ...]:

@@ -279,6 +279,14 @@ FULLS |= {
             "spec.hyperparameters.torchCompile": REMOVED,
         },
     ),
+    "fewer pods where there is no room": changed(
+        full("LoRA"),
+        {
+            "spec.distributed": {"minNodes": 1, "minNodesAfterSeconds": 60},
+            "spec.scheduling.queue": REMOVED,
+            "spec.scheduling.managedBy": REMOVED,
+        },
+    ),
     "stages by epochs": changed(
         full("Full", "SequenceClassification"),
         {"spec.strategy.unfreezing": {"everyEpochs": 0.5, "stages": [{"modules": ["Head"]}, PART]}},

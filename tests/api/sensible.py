@@ -136,6 +136,17 @@ def _sharding(spec: Object) -> None:
         _without(distributed.get("fsdp"), "cpuOffload")
     if distributed.get("sharding") == "DDP":
         _without(distributed, "fsdp")
+    _elastic(spec, distributed)
+
+
+def _elastic(spec: Object, distributed: Object) -> None:
+    scheduling = spec.get("scheduling", {})
+    if spec.get("resources", {}).get("nodes", 1) == 1 or scheduling.keys() & {"queue", "managedBy"}:
+        _without(distributed, "minNodes")
+    if "minNodes" in distributed:
+        distributed["minNodes"] = 1
+    else:
+        _without(distributed, "minNodesAfterSeconds")
 
 
 def _storage(spec: Object) -> None:

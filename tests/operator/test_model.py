@@ -60,6 +60,7 @@ class Life(RuleBasedStateMachine):
     """One job's life in a cluster."""
 
     queued = False
+    distributed: Object = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class Life(RuleBasedStateMachine):
         self.api = Unreliable(self.world)
         self.before: Object = {}
         self.restart_operator()
-        spec: Object = {"resources": {"nodes": NODES}, "runPolicy": POLICY}
+        spec: Object = {"resources": {"nodes": NODES}, "runPolicy": POLICY, "distributed": self.distributed}
         if self.queued:
             spec["scheduling"] = {"queue": "team"}
         self.do(self.world.create(**spec))
@@ -227,6 +228,20 @@ class QueuedLife(Life):
     queued = True
 
 
+class ElasticLife(Life):
+    """The same with room for some of its pods at a time; they go on with fewer."""
+
+    distributed = {"minNodes": 1, "minNodesAfterSeconds": 60}
+
+    @rule(room=st.sampled_from([None, 0, 1]))
+    def there_is_room_for(self, room: int | None) -> None:
+        self.world.node.kubelet.room = room
+
+    def check_that_it_converges(self) -> None:
+        self.world.node.kubelet.room = None
+        super().check_that_it_converges()
+
+
 def run(machine: type[Life], examples: int = EXAMPLES, derandomize: bool = True) -> None:
     """Ten thousand steps are `run(Life, 333, derandomize=False)`."""
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
@@ -248,3 +263,7 @@ def test_a_job_survives_whatever_happens() -> None:
 
 def test_a_job_in_a_queue_survives_whatever_happens() -> None:
     run(QueuedLife)
+
+
+def test_an_elastic_job_survives_whatever_happens() -> None:
+    run(ElasticLife)

@@ -100,7 +100,7 @@ ENVIRONMENT = {
     "FINETUNE_POD_NAME": "field metadata.name",
     "FINETUNE_POD_IP": "field status.podIP",
     "FINETUNE_GRACE_PERIOD_SECONDS": "120",
-    "PET_NNODES": "1",
+    "PET_NNODES": "field metadata.annotations['finetune.dev/nodes']",
     "PET_NPROC_PER_NODE": "1",
     "PET_NODE_RANK": "field metadata.annotations['batch.kubernetes.io/job-completion-index']",
     "PET_MASTER_ADDR": "tune-0.tune.ml.svc.cluster.local",
@@ -165,7 +165,10 @@ def test_the_default_job_is_exactly_this() -> None:
     trainer["env"] = manifests.workload["spec"]["template"]["spec"]["containers"][0]["env"]
     assert environment(trainer) == ENVIRONMENT
     template = {
-        "metadata": {"labels": common["labels"], "annotations": {"finetune.dev/attempt": "1"}},
+        "metadata": {
+            "labels": common["labels"],
+            "annotations": {"finetune.dev/attempt": "1", "finetune.dev/nodes": "1"},
+        },
         "spec": {**yaml.safe_load(POD), "containers": [trainer]},
     }
     assert manifests.workload == {
@@ -203,8 +206,9 @@ def test_an_attempt_is_an_annotation_of_the_template() -> None:
 def test_several_nodes_are_one_indexed_job_whose_first_pod_is_the_master() -> None:
     job = job_of(resources={"nodes": 4, "gpusPerNode": 8})
     assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (4, 4)
+    assert job["spec"]["template"]["metadata"]["annotations"]["finetune.dev/nodes"] == "4"
     env = environment(job["spec"]["template"]["spec"]["containers"][0])
-    assert (env["PET_NNODES"], env["PET_NPROC_PER_NODE"]) == ("4", "8")
+    assert (env["PET_NNODES"], env["PET_NPROC_PER_NODE"]) == (ENVIRONMENT["PET_NNODES"], "8")
 
 
 def test_gpus_are_requested_and_limited_alike_and_their_taint_is_tolerated() -> None:
@@ -289,17 +293,17 @@ def test_a_model_cache_is_mounted_to_be_written(cache: dict[str, str], source: O
 def test_additions_to_the_pod_come_in_and_cannot_take_the_products_settings_away() -> None:
     pod = pod_of(podTemplate={
         "labels": {"team": "nlp", "finetune.dev/job": "other"},
-        "annotations": {"note": "x", "finetune.dev/attempt": "9"},
+        "annotations": {"note": "x", "finetune.dev/attempt": "9", "finetune.dev/nodes": "9"},
         "env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": "PET_NNODES", "value": "7"}],
         "volumes": [{"name": "extra", "emptyDir": {}}],
         "volumeMounts": [{"name": "extra", "mountPath": "/extra"}],
         "imagePullSecrets": ["registry"],
     })  # fmt: skip
     assert (pod["metadata"]["labels"]["team"], pod["metadata"]["labels"]["finetune.dev/job"]) == ("nlp", "tune")
-    assert pod["metadata"]["annotations"] == {"note": "x", "finetune.dev/attempt": "1"}
+    assert pod["metadata"]["annotations"] == {"note": "x", "finetune.dev/attempt": "1", "finetune.dev/nodes": "1"}
     trainer = pod["spec"]["containers"][0]
     env = environment(trainer)
-    assert (env["NCCL_DEBUG"], env["PET_NNODES"]) == ("INFO", "1")
+    assert (env["NCCL_DEBUG"], env["PET_NNODES"]) == ("INFO", ENVIRONMENT["PET_NNODES"])
     assert len(env) == len(trainer["env"])
     assert pod["spec"]["volumes"][-1]["name"] == trainer["volumeMounts"][-1]["name"] == "extra"
     assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]

@@ -16,6 +16,7 @@ from finetune_operator.lifecycle.decision import (
     Number,
     Remove,
     Resume,
+    Shrink,
     Suspend,
     WorkloadAction,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Number",
     "Remove",
     "Resume",
+    "Shrink",
     "Suspend",
     "WorkloadAction",
     "decide",

@@ -14,6 +14,7 @@ from finetune_operator.lifecycle.chain import await_named
 from finetune_operator.lifecycle.conditions import with_conditions
 from finetune_operator.lifecycle.deadlines import expire, next_limit, past_deadline, time_to_live
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Action, Decision, Delete, Situation, Suspend
+from finetune_operator.lifecycle.elastic import shrink, shrink_due
 from finetune_operator.lifecycle.ending import finish
 from finetune_operator.lifecycle.held import let_go, look_again
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
@@ -36,6 +37,7 @@ from finetune_operator.observed import (
     torn_down,
     uid,
     workload_attempt,
+    workload_nodes,
 )
 from finetune_operator.settings import Settings
 
@@ -54,13 +56,13 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     if decision.action is not None:
         return decision
     limit = time_to_live(situation) if ended else next_limit(situation, decision.status)
-    requeue_after = _sooner(look_again(situation, decision.requeue_after), limit)
+    requeue_after = _soonest(look_again(situation, decision.requeue_after), limit, shrink_due(situation))
     told = decision.status if ended else with_conditions(situation, decision.status, decision.valid)
     return with_notices(replace(decision, status=told, requeue_after=requeue_after), job.status)
 
 
-def _sooner(one: float | None, other: float | None) -> float | None:
-    return min((seconds for seconds in (one, other) if seconds is not None), default=None)
+def _soonest(*moments: float | None) -> float | None:
+    return min((seconds for seconds in moments if seconds is not None), default=None)
 
 
 def _stay_ended(situation: Situation) -> Decision:
@@ -83,7 +85,7 @@ def _adopt(status: FineTuneJobStatus, observed: Observed, now: datetime) -> Fine
         return status
     start = status.start_time or timestamp(now)
     update = {"workload": uid(workload), "attempt": workload_attempt(workload), "start_time": start, "incident": None}
-    return status.model_copy(update=update)
+    return status.model_copy(update={**update, "nodes": workload_nodes(workload)})
 
 
 def _heard(status: FineTuneJobStatus, observed: Observed) -> FineTuneJobStatus:
@@ -139,7 +141,9 @@ def _not_started(situation: Situation) -> Decision | None:
         text = f"An earlier run has not ended: waiting for {still_there(situation.observed)}"
         waits = Decision(situation.to(Phase.STARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
         return past_deadline(situation) or waits
-    return start_next(situation)
+    # What was made smaller is woken as it is.
+    anew = workload is None or situation.status.phase is Phase.SUSPENDED
+    return start_next(situation, None if anew else situation.nodes)
 
 
 def _failing(situation: Situation) -> Decision | None:
@@ -168,6 +172,7 @@ RULES: tuple[Rule, ...] = (
     past_deadline,
     end_standstill,
     tidy,
+    shrink,
     follow,
 )
 RULES_AT_THE_END: tuple[Rule, ...] = (let_go, expire, _stay_ended)

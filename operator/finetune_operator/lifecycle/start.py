@@ -8,8 +8,12 @@ from finetune_operator.lifecycle.text import count
 from finetune_operator.observed import Observed, has_completed_index, has_start_time, live_pods
 
 
-def start_next(situation: Situation) -> Decision:
-    """Create the Job or wake it, under the next attempt's number; everything is torn down."""
+def start_next(situation: Situation, nodes: int | None = None) -> Decision:
+    """Create the Job or wake it, under the next attempt's number; everything is torn down.
+
+    Args:
+        nodes: pods of an elastic job that goes on with fewer; absent: all.
+    """
     workload, attempt = situation.observed.workload, situation.status.attempt + 1
     if workload is None:
         return Decision(situation.status, Create(attempt))
@@ -18,7 +22,9 @@ def start_next(situation: Situation) -> Decision:
         return Decision(situation.status, Delete())
     if has_start_time(workload):
         return Decision(situation.status, ForgetStart())
-    return Decision(situation.status, Number(attempt) if situation.is_queued else Resume(attempt))
+    if situation.is_queued:
+        return Decision(situation.status, Number(attempt))
+    return Decision(situation.status, Resume(attempt, nodes or situation.job.spec.resources.nodes))
 
 
 def still_there(observed: Observed) -> str:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.contract import ANNOTATION_ATTEMPT, PROGRESS_PORT, TERMINATION_LOG, TRAINER_CONTAINER
+from finetune_api.contract import (
+    ANNOTATION_ATTEMPT,
+    ANNOTATION_NODES,
+    PROGRESS_PORT,
+    TERMINATION_LOG,
+    TRAINER_CONTAINER,
+)
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
 from finetune_operator.plan.environment import environment
@@ -22,14 +28,14 @@ GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 
 def pod_template(job: FineTuneJob, settings: Settings, attempt: int) -> Object:
-    """Metadata and spec of the pods; the attempt is the only thing that later changes, by patch while suspended."""
-    template = job.spec.pod_template
+    """Metadata and spec of the pods; attempt and nodes alone change later, by patch while suspended."""
+    template, nodes = job.spec.pod_template, job.spec.resources.nodes
     added_labels = template.labels if template else {}
     added_annotations = template.annotations if template else {}
     return {
         "metadata": {
             "labels": {**added_labels, **labels(job)},
-            "annotations": {**added_annotations, ANNOTATION_ATTEMPT: str(attempt)},
+            "annotations": {**added_annotations, ANNOTATION_ATTEMPT: str(attempt), ANNOTATION_NODES: str(nodes)},
         },
         "spec": _pod_spec(job, settings),
     }

@@ -77,6 +77,30 @@ BY_RULE = (
         "in host memory anyway; remove it, or set resources.gpusPerNode",
     ),
     Refusal(
+        "an elastic job without any play",
+        {"spec.resources.nodes": 2, "spec.distributed": {"minNodes": 2}},
+        "spec.distributed.minNodes: Forbidden: minNodes is a number of pods that is enough where resources.nodes find "
+        "no room; set it below resources.nodes",
+    ),
+    Refusal(
+        "pods that cannot share a step",
+        {"spec.resources.nodes": 4, "spec.distributed": {"minNodes": 3}},
+        "spec.distributed.minNodes: Forbidden: minNodes pods must be able to share a step's batches evenly; set it to "
+        "a divisor of resources.nodes x hyperparameters.gradientAccumulationSteps",
+    ),
+    Refusal(
+        "an elastic job in a queue",
+        {"spec.resources.nodes": 4, "spec.distributed": {"minNodes": 2}, "spec.scheduling": {"queue": "team"}},
+        "spec.distributed.minNodes: Forbidden: a queue or another controller gives a job room as a whole; remove "
+        "minNodes, or scheduling.queue and scheduling.managedBy",
+    ),
+    Refusal(
+        "patience of no elastic job",
+        {"spec.distributed": {"minNodesAfterSeconds": 60}},
+        "spec.distributed.minNodesAfterSeconds: Forbidden: minNodesAfterSeconds is how long minNodes waits; set "
+        "distributed.minNodes, or remove it",
+    ),
+    Refusal(
         "single elements of shards",
         {
             "spec.strategy": {"type": "Partial", "select": {"layers": {"last": 1}, "fisher": {"fraction": 0.1}}},

@@ -25,7 +25,6 @@ UNSUPPORTED = (
     ),
     not_yet("spec.model.adapter", {"uri": "s3://a/b"}, "merge the adapter into the model and name that"),
     not_yet("spec.dataset.preparation", {"deduplicate": True}, "prepare the data before the job"),
-    not_yet("spec.distributed.minNodes", 1, "remove it"),
     not_yet("spec.scheduling.topologyKey", "zone", "set scheduling.affinity"),
     not_yet("spec.tracking", {}, "remove it"),
     not_yet(f"{POD}.securityContext", {}, "remove it"),

@@ -147,8 +147,9 @@ class Preflight:
 
     def _memory(self, folder: Path) -> None:
         """A warning at most: it is an estimate."""
-        found = simulate(self.job, folder, [])
-        (own,) = found.estimates
+        least = self._least_ranks()
+        found = simulate(self.job, folder, [least] if least else [])
+        own, *fewer = found.estimates
         needs, product = own.memory.needs / GIB, self.job.spec.resources.gpu_product
         how = f"{own.sharding.value} on {own.world_size} process{'es' if own.world_size > 1 else ''}"
         if found.gpu_memory is None:
@@ -159,6 +160,18 @@ class Preflight:
             self.findings.warnings.append(f"{how} needs {has}: {found.advice}")
         else:
             self._tell(f"{how} needs {has}")
+        for estimate in fewer:
+            if estimate.memory.needs > found.gpu_memory:
+                self.findings.warnings.append(
+                    f"on distributed.minNodes {self.job.spec.distributed.min_nodes} each of {estimate.world_size} "
+                    f"processes needs an estimated {estimate.memory.needs / GIB:.1f} GiB, which {product} has not: "
+                    "raise minNodes"
+                )
+
+    def _least_ranks(self) -> int | None:
+        """Of an elastic job that found no room for more."""
+        spec = self.job.spec
+        return ranks(spec) // spec.resources.nodes * spec.distributed.min_nodes if spec.distributed.min_nodes else None
 
     def _tell(self, sentence: str) -> None:
         print(sentence, flush=True)
