@@ -170,8 +170,8 @@ class Preflight:
 
     def _least_ranks(self) -> int | None:
         """Of an elastic job that found no room for more."""
-        spec = self.job.spec
-        return ranks(spec) // spec.resources.nodes * spec.distributed.min_nodes if spec.distributed.min_nodes else None
+        resources, least = self.job.spec.resources, self.job.spec.distributed.min_nodes
+        return resources.processes * least if least else None
 
     def _tell(self, sentence: str) -> None:
         print(sentence, flush=True)
