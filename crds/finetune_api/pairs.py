@@ -242,6 +242,14 @@ def _sharding() -> Iterator[dict[str, str]]:
     )
 
 
+def _topology() -> Iterator[dict[str, str]]:
+    yield cel(
+        "!has(self.scheduling.topologyKey) || self.resources.nodes > 1",
+        "topologyKey keeps several pods together; set resources.nodes above 1, or remove it",
+        at=".scheduling.topologyKey",
+    )
+
+
 def _elastic() -> Iterator[dict[str, str]]:
     fewer, at = "!has(self.distributed.minNodes)", ".distributed.minNodes"
     yield cel(
@@ -276,6 +284,7 @@ RULES = tuple(
         _evaluation,
         _hardware,
         _sharding,
+        _topology,
         _elastic,
     )
     for rule in family()

@@ -5,35 +5,16 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Field
 
 from finetune_api.affinity import Affinity, Toleration
-from finetune_api.common import As, Message, cel, form, not_yet, ruled, rules
-from finetune_api.names import LABELS, LabelValue, ObjectName, Text
+from finetune_api.common import As, Message, cel, form, ruled, rules
+from finetune_api.names import LABEL_KEY, LABELS, LabelValue, ObjectName, Text
 from finetune_api.network import EXTENDED_RESOURCE, Network
 from finetune_api.pod import PodTemplate
+from finetune_api.quantities import Quantity, quantity
 
 __all__ = ["Distributed", "PodTemplate", "Preflight", "Resources", "RunPolicy", "Scheduling", "StorageSpec", "Tracking"]
-
-AMOUNT = "([1-9][0-9]*([.][0-9]+)?|0[.][0-9]*[1-9][0-9]*)(m|k|Ki|M|Mi|G|Gi|T|Ti)?"
-Quantity = Annotated[
-    str,
-    # People write `cpu: 2`; Kubernetes takes it for "2", so it is taken here.
-    BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}], "maxLength": 32}),
-]
-
-
-def quantity(also: str = "") -> dict[str, Any]:
-    """The form of a Quantity, or one word beside it."""
-    pattern = f"^({also}|{AMOUNT})$" if also else f"^{AMOUNT}$"
-    hint = f"{also} or a quantity" if also else "a quantity"
-    return rules(
-        cel(
-            f"type(self) == string ? self.matches('{pattern}') : self > 0",
-            f"must be {hint} above 0, such as 2, 500m, 16Gi or 1.5T",
-        )
-    )
 
 
 class Resources(Message):
@@ -240,8 +221,10 @@ class Scheduling(Message):
     topology_key: str | None = Field(
         None,
         max_length=253,
-        description="Keep all pods in one domain of this node label.",
-        json_schema_extra=not_yet("scheduling.topologyKey", "set scheduling.affinity"),
+        description="Keep all pods in one domain of this node label, such as a zone; the first pod chooses it.",
+        json_schema_extra=rules(
+            form(LABEL_KEY, "must be the key of a node label, such as topology.kubernetes.io/zone")
+        ),
     )
 
 

@@ -364,3 +364,40 @@ def test_a_longest_name_leaves_every_child_a_valid_dns_label() -> None:
     job.metadata.name = "a" * 45
     for manifest in plan(job, SETTINGS).all():
         assert len(manifest["metadata"]["name"]) <= 63 - len("-999-xxxxx")
+
+
+# --- where, as whom, and after what ----------------------------------------------------------------------------------
+
+
+def test_pods_of_one_topology_domain_are_near_their_own_job_alone() -> None:
+    pod = pod_of(resources={"nodes": 2}, scheduling={"topologyKey": "topology.kubernetes.io/zone"})
+    (term,) = pod["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "topology.kubernetes.io/zone"
+    wanted = term["labelSelector"]["matchLabels"]
+    assert wanted == {"finetune.dev/job": "tune", "finetune.dev/component": "trainer"}
+    # Else the first pod, which has nobody to be near to, would find no node.
+    assert wanted.items() <= pod["metadata"]["labels"].items()
+
+
+def test_a_topology_domain_comes_beside_the_jobs_own_affinity() -> None:
+    cache = {"labelSelector": {"matchLabels": {"app": "cache"}}, "topologyKey": "kubernetes.io/hostname"}
+    own = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [cache]}, "nodeAffinity": {}}
+    scheduling = {"topologyKey": "rack", "affinity": own}
+    found = pod_of(resources={"nodes": 2}, scheduling=scheduling)["spec"]["affinity"]
+    terms = found["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert [term["topologyKey"] for term in terms] == ["kubernetes.io/hostname", "rack"]
+    assert "nodeAffinity" in found
+
+
+def test_pods_run_as_whom_the_job_says_and_stay_restricted() -> None:
+    own = {"runAsUser": 1000, "fsGroup": 2000, "supplementalGroups": [3000]}
+    plain = pod_of()["spec"]["securityContext"]
+    assert pod_of(podTemplate={"securityContext": own})["spec"]["securityContext"] == {**plain, **own}
+    assert (plain["runAsNonRoot"], plain["seccompProfile"]) == (True, {"type": "RuntimeDefault"})
+
+
+def test_init_containers_are_handed_on_and_restricted() -> None:
+    fetch = {"name": "fetch", "image": "fetcher:1", "resources": {"limits": {"memory": "1Gi"}}}
+    (found,) = pod_of(podTemplate={"initContainers": [fetch]})["spec"]["initContainers"]
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert found == {**fetch, "securityContext": security}

@@ -27,6 +27,10 @@ NODE_LOSS_SECONDS = 30
 GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 
+RESTRICTED: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""What Pod Security's strictest level asks of every container."""
+
+
 def pod_template(job: FineTuneJob, settings: Settings, attempt: int) -> Object:
     """Metadata and spec of the pods; attempt and nodes alone change later, by patch while suspended."""
     template, nodes = job.spec.pod_template, job.spec.resources.nodes
@@ -49,9 +53,10 @@ def _pod_spec(job: FineTuneJob, settings: Settings) -> Object:
         "terminationGracePeriodSeconds": job.spec.run_policy.termination_grace_period_seconds,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": _pod_security(),
+        "securityContext": _pod_security(job),
         "tolerations": _tolerations(job),
         "nodeSelector": _node_selector(job),
+        "initContainers": _init_containers(job),
         "containers": [_trainer(job, settings)],
         "volumes": [item.volume for item in volumes(job)] + (template.volumes if template else []),
         "serviceAccountName": storage.service_account_name,
@@ -74,12 +79,7 @@ def _trainer(job: FineTuneJob, settings: Settings) -> Object:
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],
         "resources": _resources(job),
         "volumeMounts": [item.mount for item in volumes(job)] + (template.volume_mounts if template else []),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-            **network_rights(job, settings),
-        },
+        "securityContext": {**RESTRICTED, "readOnlyRootFilesystem": True, **network_rights(job, settings)},
         "terminationMessagePath": TERMINATION_LOG,
         # A trainer that could not even start leaves no message: then the end of its log says why.
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -102,7 +102,15 @@ def _resources(job: FineTuneJob) -> Object:
     return {"requests": {"cpu": resources.cpu, **fixed}, "limits": fixed}
 
 
-def _pod_security() -> Object:
+def _init_containers(job: FineTuneJob) -> list[Object]:
+    """The job's own, as restricted as the trainer, but that they may write into their image."""
+    template = job.spec.pod_template
+    return [{**item, "securityContext": RESTRICTED} for item in (template.init_containers if template else [])]
+
+
+def _pod_security(job: FineTuneJob) -> Object:
+    template = job.spec.pod_template
+    own = (template.security_context if template else None) or {}
     return {
         "runAsNonRoot": True,
         "runAsUser": USER,
@@ -111,6 +119,7 @@ def _pod_security() -> Object:
         # Large volumes are not walked file by file at every start.
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
+        **own,
     }
 
 
