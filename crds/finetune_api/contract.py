@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune_api.common import Message
+from finetune_api.run import Sharding
 
 # --- where a trainer finds its job -----------------------------------------------------------------------------------
 
@@ -185,6 +186,7 @@ class Progress(Message):
     total_parameters: int | None = None
     world_size: int | None = Field(None, description="Processes that train together.")
     global_batch_size: int | None = Field(None, description="Rows that one step learns from, over all processes.")
+    sharding: Sharding | None = Field(None, description="How processes share the model: what Auto has come to.")
     peak_learning_rate: float | None = Field(None, description="What the schedule rises to, at that batch size.")
     warnings: list[str] = Field(default_factory=list, max_length=MAX_WARNINGS)
     heartbeat_age_seconds: float = Field(0.0, description="Seconds since the training thread last gave a sign of life.")

@@ -80,6 +80,16 @@ class Resources(Message):
     )
     network: Network | None = Field(None, description="The fabric between the nodes; absent: preset None.")
 
+    @property
+    def processes(self) -> int:
+        """Of each pod that train: processesPerNode, or what it means where it is absent."""
+        return self.processes_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def ranks(self) -> int:
+        """All processes that train."""
+        return self.nodes * self.processes
+
 
 class Sharding(str, Enum):
     AUTO = "Auto"

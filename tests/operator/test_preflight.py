@@ -260,6 +260,8 @@ async def test_a_pod_that_cannot_start_says_why() -> None:
 async def test_a_quota_that_forbids_its_pod_is_told_and_holds_nobody_up_for_ever() -> None:
     world = World()
     await world.create(**GPU)
+    await world.pass_once()
+    await world.job_is_taken_up(CHECK)
     again_in = await world.pass_once()
     child = await world.cluster.read(JOB, CHECK)
     assert child is not None

@@ -447,6 +447,11 @@ async def test_why_there_are_no_pods_is_asked_when_they_are_overdue_and_not_befo
     asked = Asked(world.cluster)
     world.engine = world.operator(asked)  # type: ignore[arg-type]
     await world.create()
+    assert await world.pass_once() is None
+    # The Job controller has not come to the Job yet, however late that is.
+    world.clock.forward(100)
+    assert await world.pass_once() is None
+    await world.job_is_taken_up()
     again_in = await world.pass_once()
     assert again_in is not None
     assert 0 < again_in <= PODS_SECONDS
@@ -457,6 +462,26 @@ async def test_why_there_are_no_pods_is_asked_when_they_are_overdue_and_not_befo
     await world.pass_once()
     assert asked.times == 1
     assert "exceeded quota: gpus" in (await world.status())["message"]
+
+
+async def test_a_job_that_runs_is_looked_at_when_there_is_news_and_not_by_the_clock() -> None:
+    """A thousand of them would cost a hundred passes a second."""
+    world = World(admit=admit_all)
+    await world.create()
+    await world.settle()
+    world.progress = Progress(stage=Stage.TRAINING, step=1)
+    world.clock.forward(100)
+    await world.settle()
+    assert (await world.status())["progress"]["step"] == 1
+    assert await world.pass_once() is None
+    # What is held back is written when its time has come, whether or not more comes.
+    world.progress = Progress(stage=Stage.TRAINING, step=2)
+    world.clock.forward(10)
+    await world.engine.poller.poll_due()
+    assert await world.pass_once() == 20
+    world.clock.forward(20)
+    await world.pass_once()
+    assert (await world.status())["progress"]["step"] == 2
 
 
 async def test_a_manifest_that_the_server_calls_invalid_fails_the_job_with_its_words() -> None:
