@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune_api.common import Message
+from finetune_api.run import Sharding
 
 # --- where a trainer finds its job -----------------------------------------------------------------------------------
 
@@ -52,6 +53,7 @@ ENV_GRACE_PERIOD = "FINETUNE_GRACE_PERIOD_SECONDS"
 
 # torch's own names (its torchrun reads the same ones).
 ENV_NNODES = "PET_NNODES"
+"""By the downward API from ANNOTATION_NODES."""
 ENV_NPROC_PER_NODE = "PET_NPROC_PER_NODE"
 ENV_NODE_RANK = "PET_NODE_RANK"
 ENV_MASTER_ADDR = "PET_MASTER_ADDR"
@@ -95,6 +97,9 @@ LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 """On the child Job: the LocalQueue by which Kueue lets it start."""
 ANNOTATION_ATTEMPT = "finetune.dev/attempt"
 """On the child Job's pod template, patched while the Job is suspended: the attempt that its next pods belong to."""
+
+ANNOTATION_NODES = "finetune.dev/nodes"
+"""Beside it: how many pods the gang has; an elastic job's may change between two attempts."""
 
 # --- exit codes ------------------------------------------------------------------------------------------------------
 
@@ -181,6 +186,7 @@ class Progress(Message):
     total_parameters: int | None = None
     world_size: int | None = Field(None, description="Processes that train together.")
     global_batch_size: int | None = Field(None, description="Rows that one step learns from, over all processes.")
+    sharding: Sharding | None = Field(None, description="How processes share the model: what Auto has come to.")
     peak_learning_rate: float | None = Field(None, description="What the schedule rises to, at that batch size.")
     warnings: list[str] = Field(default_factory=list, max_length=MAX_WARNINGS)
     heartbeat_age_seconds: float = Field(0.0, description="Seconds since the training thread last gave a sign of life.")

@@ -61,8 +61,7 @@ def resolve(job: FineTuneJob) -> FineTuneJob:
         spec.output.weights = Weights.LAST if spec.evaluation.every_steps is None else Weights.BEST
     if spec.distributed.fsdp is None and spec.distributed.sharding is not Sharding.DDP:
         spec.distributed.fsdp = FsdpOptions()
-    if spec.resources.processes_per_node is None:
-        spec.resources.processes_per_node = max(1, spec.resources.gpus_per_node)
+    spec.resources.processes_per_node = spec.resources.processes
     s3 = spec.storage.s3
     if s3.path_style is None:
         s3.path_style = s3.endpoint is not None

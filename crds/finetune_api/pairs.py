@@ -242,6 +242,37 @@ def _sharding() -> Iterator[dict[str, str]]:
     )
 
 
+def _topology() -> Iterator[dict[str, str]]:
+    yield cel(
+        "!has(self.scheduling.topologyKey) || self.resources.nodes > 1",
+        "topologyKey keeps several pods together; set resources.nodes above 1, or remove it",
+        at=".scheduling.topologyKey",
+    )
+
+
+def _elastic() -> Iterator[dict[str, str]]:
+    fewer, at = "!has(self.distributed.minNodes)", ".distributed.minNodes"
+    yield cel(
+        f"{fewer} || self.distributed.minNodes < self.resources.nodes",
+        "minNodes is a number of pods that is enough where resources.nodes find no room; set it below resources.nodes",
+        at=at,
+    )
+    yield cel(
+        # What the schema refuses is judged here too.
+        f"{fewer} || self.distributed.minNodes < 1 || "
+        "self.resources.nodes * self.hyperparameters.gradientAccumulationSteps % self.distributed.minNodes == 0",
+        "minNodes pods must be able to share a step's batches evenly; set it to a divisor of resources.nodes x "
+        "hyperparameters.gradientAccumulationSteps",
+        at=at,
+    )
+    yield cel(
+        f"{fewer} || (!has(self.scheduling.queue) && !has(self.scheduling.managedBy))",
+        "a queue or another controller gives a job room as a whole; remove minNodes, or scheduling.queue and "
+        "scheduling.managedBy",
+        at=at,
+    )
+
+
 RULES = tuple(
     rule
     for family in (
@@ -253,6 +284,8 @@ RULES = tuple(
         _evaluation,
         _hardware,
         _sharding,
+        _topology,
+        _elastic,
     )
     for rule in family()
 )

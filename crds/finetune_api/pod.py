@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from finetune_api.common import UNIQUE, As, Message, cel, form, keyed_by, not_yet, ruled, rules
+from finetune_api.common import UNIQUE, As, Message, cel, form, keyed_by, ruled, rules
+from finetune_api.containers import InitContainer, Mount, PodSecurityContext, Variable
 from finetune_api.names import LABEL_KEY, LABELS, LabelValue, ObjectName, Text
 
 RESERVED_VOLUMES = "^(job|scratch|tmp|shm|ca-bundle|model-cache|claim-[0-9]+)$"
@@ -104,10 +105,9 @@ class Volume(Message):
     csi: CsiVolume | None = Field(None, description="A volume that a CSI driver makes for the pod.")
 
 
-class VolumeMount(Message):
+class VolumeMount(Mount):
     """Where the trainer sees a volume."""
 
-    name: str = Field(max_length=63, description="Name of a volume in podTemplate.volumes.")
     mount_path: str = Field(
         max_length=512,
         description="Folder in the container.",
@@ -116,12 +116,10 @@ class VolumeMount(Message):
             cel(f"!self.matches('{RESERVED_PATHS}')", "the trainer itself uses this path; mount yours elsewhere"),
         ),
     )
-    sub_path: str | None = Field(None, max_length=512, description="Folder of the volume that is mounted.")
-    read_only: bool | None = Field(None, description="Mount it read-only.")
 
 
-class EnvVar(Message):
-    """An environment variable with a plain value."""
+class EnvVar(Variable):
+    """An environment variable of the trainer."""
 
     name: str = Field(
         max_length=128,
@@ -134,7 +132,6 @@ class EnvVar(Message):
             ),
         ),
     )
-    value: str = Field("", max_length=4096, description="Its value; secrets belong into a Secret, as a volume.")
 
 
 class PodTemplate(Message):
@@ -144,7 +141,12 @@ class PodTemplate(Message):
         cel(
             "self.volumeMounts.all(mount, self.volumes.exists(volume, volume.name == mount.name))",
             "volumeMounts may only name volumes of podTemplate.volumes; add the volume or remove the mount",
-        )
+        ),
+        cel(
+            "self.initContainers.all(container, !has(container.volumeMounts) || container.volumeMounts.all(mount, "
+            "self.volumes.exists(volume, volume.name == mount.name)))",
+            "initContainers may only mount volumes of podTemplate.volumes; add the volume or remove the mount",
+        ),
     )
 
     labels: dict[str, LabelValue] = Field(
@@ -190,14 +192,12 @@ class PodTemplate(Message):
         description="Secrets for the registry of the trainer's image.",
         json_schema_extra=UNIQUE,
     )
-    security_context: dict[str, Any] | None = Field(
-        None,
-        description="Security context of the pods.",
-        json_schema_extra=not_yet("podTemplate.securityContext", "remove it"),
+    security_context: Annotated[dict[str, Any], As(PodSecurityContext)] | None = Field(
+        None, description="As whom the pods run: for shared file systems, and clusters that assign users."
     )
-    init_containers: list[dict[str, Any]] | None = Field(
-        None,
-        max_length=8,
-        description="Containers that run before the trainer.",
-        json_schema_extra=not_yet("podTemplate.initContainers", "remove it"),
+    init_containers: list[Annotated[dict[str, Any], As(InitContainer)]] = Field(
+        [],
+        max_length=4,
+        description="Containers that run before the trainer, one after the other.",
+        json_schema_extra=keyed_by("name"),
     )

@@ -5,35 +5,16 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Field
 
 from finetune_api.affinity import Affinity, Toleration
-from finetune_api.common import As, Message, cel, form, not_yet, ruled, rules
-from finetune_api.names import LABELS, LabelValue, ObjectName, Text
+from finetune_api.common import As, Message, cel, form, ruled, rules
+from finetune_api.names import LABEL_KEY, LABELS, LabelValue, ObjectName, Text
 from finetune_api.network import EXTENDED_RESOURCE, Network
 from finetune_api.pod import PodTemplate
+from finetune_api.quantities import Quantity, quantity
 
 __all__ = ["Distributed", "PodTemplate", "Preflight", "Resources", "RunPolicy", "Scheduling", "StorageSpec", "Tracking"]
-
-AMOUNT = "([1-9][0-9]*([.][0-9]+)?|0[.][0-9]*[1-9][0-9]*)(m|k|Ki|M|Mi|G|Gi|T|Ti)?"
-Quantity = Annotated[
-    str,
-    # People write `cpu: 2`; Kubernetes takes it for "2", so it is taken here.
-    BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}], "maxLength": 32}),
-]
-
-
-def quantity(also: str = "") -> dict[str, Any]:
-    """The form of a Quantity, or one word beside it."""
-    pattern = f"^({also}|{AMOUNT})$" if also else f"^{AMOUNT}$"
-    hint = f"{also} or a quantity" if also else "a quantity"
-    return rules(
-        cel(
-            f"type(self) == string ? self.matches('{pattern}') : self > 0",
-            f"must be {hint} above 0, such as 2, 500m, 16Gi or 1.5T",
-        )
-    )
 
 
 class Resources(Message):
@@ -99,6 +80,16 @@ class Resources(Message):
     )
     network: Network | None = Field(None, description="The fabric between the nodes; absent: preset None.")
 
+    @property
+    def processes(self) -> int:
+        """Of each pod that train: processesPerNode, or what it means where it is absent."""
+        return self.processes_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def ranks(self) -> int:
+        """All processes that train."""
+        return self.nodes * self.processes
+
 
 class Sharding(str, Enum):
     AUTO = "Auto"
@@ -127,7 +118,12 @@ class Distributed(Message):
             "!has(self.fsdp) || self.sharding != 'DDP'",
             "distributed.fsdp belongs to FSDP; remove it, or set distributed.sharding to FSDP or Auto",
             at=".fsdp",
-        )
+        ),
+        cel(
+            "!has(self.minNodesAfterSeconds) || has(self.minNodes)",
+            "minNodesAfterSeconds is how long minNodes waits; set distributed.minNodes, or remove it",
+            at=".minNodesAfterSeconds",
+        ),
     )
 
     sharding: Sharding = Field(
@@ -140,8 +136,15 @@ class Distributed(Message):
         None,
         ge=1,
         le=1024,
-        description="Elastic runs: go on with so many pods at least.",
-        json_schema_extra=not_yet("distributed.minNodes", "remove it"),
+        description="Elastic runs: where not all of resources.nodes find room, go on with those that do, so many at "
+        "least. A step learns from the same global batch: fewer pods take more turns. Every restart tries all again.",
+    )
+    min_nodes_after_seconds: int | None = Field(
+        None,
+        ge=10,
+        le=600,
+        description="How long pods may find no room before the job goes on with fewer; a cluster that adds nodes needs "
+        "some minutes. Absent: 300.",
     )
 
 
@@ -218,8 +221,10 @@ class Scheduling(Message):
     topology_key: str | None = Field(
         None,
         max_length=253,
-        description="Keep all pods in one domain of this node label.",
-        json_schema_extra=not_yet("scheduling.topologyKey", "set scheduling.affinity"),
+        description="Keep all pods in one domain of this node label, such as a zone; the first pod chooses it.",
+        json_schema_extra=rules(
+            form(LABEL_KEY, "must be the key of a node label, such as topology.kubernetes.io/zone")
+        ),
     )
 
 

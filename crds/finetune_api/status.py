@@ -137,6 +137,9 @@ class FineTuneJobStatus(Message):
     )
     restarts: Restarts = Field(Restarts(), description="Restarts by what caused them.")
     attempt: int = Field(0, description="Number of the incarnation of all pods, from 1.")
+    nodes: int = Field(
+        0, description="Pods of this attempt: fewer than resources.nodes where an elastic job found no room for all."
+    )
     incident: Incident | None = Field(None, description="The incident that is being handled.")
     active_seconds: int = Field(0, description="Time really running, over suspensions and restarts.")
     active_since: str | None = Field(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_api.contract import ANNOTATION_ATTEMPT
+from finetune_api.contract import ANNOTATION_ATTEMPT, ANNOTATION_NODES
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.pods import lost_status
 from finetune_operator.cluster.port import (
@@ -33,15 +33,19 @@ from finetune_operator.lifecycle import (
     Number,
     Remove,
     Resume,
+    Shrink,
     Suspend,
     WorkloadAction,
 )
-from finetune_operator.observed import Observed, controller_uid, is_tracked
+from finetune_operator.observed import Observed, controller_uid, is_tracked, workload_nodes
 from finetune_operator.plan import Manifests, plan
 from finetune_operator.plan.names import selector
 from finetune_operator.settings import Settings
 
-ATTEMPT_PATH = "/spec/template/metadata/annotations/" + ANNOTATION_ATTEMPT.replace("~", "~0").replace("/", "~1")
+ATTEMPT_PATH, NODES_PATH = (
+    "/spec/template/metadata/annotations/" + name.replace("~", "~0").replace("/", "~1")
+    for name in (ANNOTATION_ATTEMPT, ANNOTATION_NODES)
+)
 
 
 class NameTakenError(ClusterError):
@@ -69,12 +73,11 @@ class Actor:
             case Free(pods):
                 for pod in pods:
                     await self._free(pod)
-                left = await self._cluster.list(POD, key.namespace, selector(key.name))
-                return replace(observed, pods=tuple(left))
+                return await self._with_pods(key, observed)
             case Remove(pods):
                 for pod in pods:
                     await self._cluster.delete(POD, _key(pod), pod["metadata"]["uid"])
-                return replace(observed, pods=tuple(pod for pod in observed.pods if pod not in pods))
+                return await self._with_pods(key, observed)
             case CreatePreflight():
                 return replace(observed, preflight=await self._create_preflight(job))
             case DeletePreflight():
@@ -82,6 +85,10 @@ class Actor:
                 return replace(observed, preflight=None, preflight_pods=())
             case _:
                 return replace(observed, workload=await self._act_on_workload(job, observed, action))
+
+    async def _with_pods(self, key: Key, observed: Observed) -> Observed:
+        """With the pods that are there: what was deleted may live on until it has ended."""
+        return replace(observed, pods=tuple(await self._cluster.list(POD, key.namespace, selector(key.name))))
 
     async def _act_on_workload(self, job: FineTuneJob, observed: Observed, action: WorkloadAction) -> Object | None:
         """Do it. Returns the Indexed Job as it is afterwards, or None when it is gone."""
@@ -91,19 +98,23 @@ class Actor:
             case Delete():
                 await self._delete(observed.workload)
                 return None
-            case Suspend():
-                return await self._patch(observed, [{"op": "add", "path": "/spec/suspend", "value": True}])
             case ForgetStart():
                 return await self._patch(observed, [{"op": "remove", "path": "/status/startTime"}], "status")
-            case Number(attempt):
-                await self._create_needs(job, attempt)
-                return await self._patch(observed, _numbered(attempt))
-            case Resume(attempt):
-                # Whatever was deleted meanwhile is there again before the pods need it.
-                needs = await self._create_needs(job, attempt)
-                moved = _moved(observed.workload, needs.workload)
-                resumed = {"op": "add", "path": "/spec/suspend", "value": False}
-                return await self._patch(observed, [*_numbered(attempt), *moved, resumed])
+            case Suspend():
+                return await self._patch(observed, _suspended(True))
+            case Shrink(nodes):
+                return await self._patch(observed, [*_suspended(True), *_sized(observed.workload, nodes)])
+            case Number() | Resume():
+                return await self._wake(job, observed, action)
+
+    async def _wake(self, job: FineTuneJob, observed: Observed, action: Number | Resume) -> Object | None:
+        """Whatever was deleted meanwhile is there again before the pods need it."""
+        needs = await self._create_needs(job, action.attempt)
+        if isinstance(action, Number):
+            return await self._patch(observed, _numbered(action.attempt))
+        workload, nodes = observed.workload, action.nodes
+        changes = [*_moved(workload, needs.workload), *_sized(workload, nodes), *_told(workload, nodes)]
+        return await self._patch(observed, [*_numbered(action.attempt), *changes, *_suspended(False)])
 
     async def _create(self, job: FineTuneJob, attempt: int) -> Object:
         """The Job last: when it is there, all that its pods need is there."""
@@ -172,6 +183,23 @@ def _moved(workload: Object | None, wanted: Object) -> JsonPatch:
     # Only this part of it may change.
     whole = {"op": "add", "path": path, "value": {name: new}}
     return [whole if old is None else {"op": "add", "path": f"{path}/{name}", "value": new}]
+
+
+def _suspended(value: bool) -> JsonPatch:
+    return [{"op": "add", "path": "/spec/suspend", "value": value}]
+
+
+def _sized(workload: Object | None, nodes: int) -> JsonPatch:
+    """So many pods; a Job's two numbers change together or not at all."""
+    if workload is None or workload_nodes(workload) == nodes:
+        return []
+    return [{"op": "add", "path": f"/spec/{field}", "value": nodes} for field in ("completions", "parallelism")]
+
+
+def _told(workload: Object | None, nodes: int) -> JsonPatch:
+    """What the next pods are told of their number; only a Job that sleeps lets that change."""
+    known = ((workload or {})["spec"]["template"]["metadata"].get("annotations") or {}).get(ANNOTATION_NODES)
+    return [] if known in (None, str(nodes)) else [{"op": "add", "path": NODES_PATH, "value": str(nodes)}]
 
 
 def _numbered(attempt: int) -> JsonPatch:

@@ -194,7 +194,17 @@ def _from_pod(pod: Object) -> Failure | None:
     if _taken_away(pod) is not None:
         return _disruption(pod)
     if phase(pod) == "Failed":
-        return Failure(Cause.INFRASTRUCTURE, _rejected(status), rank=Rank.FORCE)
+        return _before_the_trainer(pod) or Failure(Cause.INFRASTRUCTURE, _rejected(status), rank=Rank.FORCE)
+    return None
+
+
+def _before_the_trainer(pod: Object) -> Failure | None:
+    """An init container that has failed; the trainer has never started then."""
+    for item in (pod.get("status") or {}).get("initContainerStatuses") or []:
+        terminated = (item.get("state") or {}).get("terminated") or {}
+        if code := int(terminated.get("exitCode") or 0):
+            text = _foreign(f"Init container {item.get('name')} ended with exit code {code}", terminated)
+            return Failure(Cause.APPLICATION, text, "see the log of that container; it is not the trainer's", code)
     return None
 
 

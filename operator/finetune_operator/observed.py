@@ -48,9 +48,9 @@ class Observed:
     progress: Progress | None = None
     """Newest answer of the trainer, if there is one."""
     silence: float = 0.0
-    """Seconds since that answer; since the pod was first to be asked, if there is none."""
+    """Seconds for which it has left all that it was asked unanswered."""
     refusal: str | None = None
-    """Why the Job controller may not create the Job's pods (quota, admission), if it said so."""
+    """Why the Job controller may not create the pods that lack (quota, admission), if it said so."""
     trouble: Trouble | None = None
     """Why a pod does not start although it has a node, if an event says so."""
     eviction: str | None = None
@@ -82,6 +82,11 @@ def attempt_of(metadata: Mapping[str, Any]) -> int:
 def workload_attempt(workload: Object) -> int:
     """The attempt that the Job's next pods belong to."""
     return attempt_of(workload["spec"]["template"].get("metadata") or {})
+
+
+def workload_nodes(workload: Object) -> int:
+    """Pods of the Job's gang: fewer than the job asks for where it is elastic and found no room for all."""
+    return int(workload["spec"]["completions"])
 
 
 def is_suspended(workload: Object) -> bool:
@@ -172,6 +177,15 @@ def placed_since(pod: Object, now: datetime) -> float | None:
     return (now - parse_time(since)).total_seconds() if since else SETTLE_SECONDS
 
 
+def unplaced_since(pod: Object, now: datetime) -> float | None:
+    """Seconds since the scheduler first said that no node has room for the pod; None while it has not."""
+    refused = condition(pod, "PodScheduled", "False")
+    if refused is None or refused.get("reason") != "Unschedulable":
+        return None
+    since = refused.get("lastTransitionTime") or pod["metadata"].get("creationTimestamp")
+    return (now - parse_time(since)).total_seconds() if since else 0.0
+
+
 def held_pods(observed: Observed) -> tuple[Object, ...]:
     """Pods that ended and were deleted, and yet stay: the Job controller holds an index's last failed pod by a
     finalizer until it has replaced it, which a suspended Job never does."""
@@ -185,24 +199,26 @@ def held_for(observed: Observed, now: datetime) -> float:
     return max((now - min(ends)).total_seconds(), 0.0) if ends else 0.0
 
 
-def lacks_pods(observed: Observed) -> bool:
-    """Whether the Job should have pods and has none."""
-    workload = observed.workload
-    if workload is None or is_suspended(workload) or finished(workload):
-        return False
-    return not current_pods(observed)
+def without_pods(observed: Observed) -> Object | None:
+    """The Job that should have pods and has none: the one that checks the job, or its own."""
+    families = ((observed.preflight, observed.preflight_pods), (observed.workload, current_pods(observed)))
+    for child, pods in families:
+        if child is not None and not pods and not is_suspended(child) and not finished(child):
+            return child
+    return None
 
 
 def pods_overdue_in(observed: Observed, now: datetime) -> float | None:
-    """Seconds until pods that the Job should have and has not are overdue, 0 when they are; None when none lack.
+    """Seconds until pods that a Job should have and has not are overdue, 0 when they are; None when none lack.
 
     Before that, looking for a reason among the events would be in vain, and it is dear: an API server reads all events
-    of a namespace to find those of one object.
+    of a namespace to find those of one object. A Job without a start time is one that the Job controller has not come
+    to yet, as happens for minutes where thousands are made at once; when it does, it says so in the Job's status.
     """
-    if not lacks_pods(observed):
+    child = without_pods(observed)
+    started = ((child or {}).get("status") or {}).get("startTime")
+    if not started:
         return None
-    workload = observed.workload or {}
-    started = (workload.get("status") or {}).get("startTime") or workload["metadata"]["creationTimestamp"]
     return max(0.0, PODS_SECONDS - (now - parse_time(str(started))).total_seconds())
 
 
@@ -217,6 +233,15 @@ def stuck_pod(observed: Observed, now: datetime) -> Object | None:
     """A pod that has had a node for a while and still has no container."""
     pods = (pod for pod in current_pods(observed) if phase(pod) == "Pending" and not is_deleting(pod))
     return next((pod for pod in pods if (placed_since(pod, now) or 0.0) >= STUCK_SECONDS), None)
+
+
+def starts_late_in(observed: Observed, now: datetime) -> float | None:
+    """Seconds until a pod that has a node and does not run yet has had one for so long that it matters; None when no
+    pod has one, whose next news comes by itself."""
+    pods = (pod for pod in current_pods(observed) if not is_running(pod) and not is_done(pod))
+    ages = [age for pod in pods if (age := placed_since(pod, now)) is not None]
+    steps = (SETTLE_SECONDS, STUCK_SECONDS)
+    return min((step - age for age in ages for step in steps if step > age), default=STUCK_SECONDS if ages else None)
 
 
 def trouble_in(events: Sequence[Object]) -> Trouble | None:

@@ -10,6 +10,8 @@ from finetune_api.contract import Progress
 from finetune_operator.cluster.port import Cluster, Key, Object
 from finetune_operator.observed import uid
 
+MOST_INTERVALS = 2
+"""Of the time between two tries that may count as the pod's silence: what is more is the poller's own lateness."""
 PARALLEL_READS = 32
 """Reads under way at a time: pods that do not answer take two seconds each and must not hold up the others."""
 
@@ -18,9 +20,13 @@ PARALLEL_READS = 32
 class _Watched:
     pod: Object
     due: float
-    heard: float
-    """When it answered last; when it was first to be asked, if it never did."""
     progress: Progress | None = None
+    unanswered: float | None = None
+    """When the last try ended, if it was left unanswered."""
+    silence: float = 0.0
+    """Seconds for which its tries have been left unanswered."""
+    told: float = float("-inf")
+    """When its news was passed on last."""
 
 
 class ProgressPoller:
@@ -29,7 +35,10 @@ class ProgressPoller:
     Args:
         interval: seconds between two reads of one job.
         rate: most reads a second over all jobs.
-        changed: told of a job whose progress is new.
+        pace: least seconds between two times that `changed` is told of a job of which only the numbers are new: a
+            trainer that trains has new ones whenever it is asked, and each time costs a pass.
+        patience: seconds of silence that `changed` is told of.
+        changed: told of a job whose progress is new, and when its pod falls silent or speaks again.
         clock: monotonic seconds.
     """
 
@@ -39,12 +48,16 @@ class ProgressPoller:
         *,
         interval: float,
         rate: float,
+        pace: float,
+        patience: float,
         changed: Callable[[Key], None],
         clock: Callable[[], float],
     ) -> None:
         self._cluster = cluster
         self._interval = interval
         self._gap = 1.0 / rate
+        self._pace = pace
+        self._patience = patience
         self._changed = changed
         self._clock = clock
         self._watched: dict[Key, _Watched] = {}
@@ -54,14 +67,14 @@ class ProgressPoller:
         """The newest answer of this pod; a pod that is new is asked as soon as the rate allows."""
         watched = self._watched.get(key)
         if watched is None or uid(watched.pod) != uid(pod):
-            watched = self._watched[key] = _Watched(_address(pod), self._clock(), self._clock())
+            watched = self._watched[key] = _Watched(_address(pod), self._clock())
         watched.pod = _address(pod)
         return watched.progress
 
     def silence(self, key: Key) -> float:
-        """Seconds since the pod of `latest` answered last, or since it was first to be asked, if it never did."""
+        """Seconds for which the pod of `latest` has left every try to ask it unanswered; 0 if it answers."""
         watched = self._watched.get(key)
-        return self._clock() - watched.heard if watched is not None else 0.0
+        return watched.silence if watched is not None else 0.0
 
     def forget(self, key: Key) -> None:
         self._watched.pop(key, None)
@@ -90,12 +103,34 @@ class ProgressPoller:
         watched.due = self._clock() + self._interval
         async with self._slots:
             progress = await self._cluster.read_progress(watched.pod)
-        if progress is None:
-            return
-        watched.heard = self._clock()
-        if progress != watched.progress:
-            watched.progress = progress
+        if self._is_news(watched, progress):
+            watched.told = self._clock()
             self._changed(key)
+
+    def _is_news(self, watched: _Watched, progress: Progress | None) -> bool:
+        """Take an answer, or that there was none, and say whether it has to be looked at now."""
+        before, silence = watched.progress, watched.silence
+        self._note(watched, progress is not None)
+        if progress is None:
+            return silence < self._patience <= watched.silence
+        watched.progress = progress
+        if before is None or silence >= self._patience or _beside_numbers(before) != _beside_numbers(progress):
+            return True
+        return before != progress and self._clock() - watched.told >= self._pace
+
+    def _note(self, watched: _Watched, answered: bool) -> None:
+        now = self._clock()
+        if answered:
+            watched.unanswered, watched.silence = None, 0.0
+            return
+        if watched.unanswered is not None:
+            watched.silence += min(now - watched.unanswered, MOST_INTERVALS * self._interval)
+        watched.unanswered = now
+
+
+def _beside_numbers(progress: Progress) -> tuple[object, ...]:
+    """What is told at once."""
+    return progress.attempt, progress.stage, progress.checkpoint, progress.warnings
 
 
 def _address(pod: Object) -> Object:

@@ -22,6 +22,8 @@ class _Watch:
     """uid -> newest resource version that came; what is deleted goes."""
     missing: dict[str, tuple[str, float]] = field(default_factory=dict)
     """uid -> version that a LIST showed and that did not come yet, and since when it is known."""
+    gone: set[str] = field(default_factory=set)
+    """uids whose deletion came, until a LIST no longer shows them: one that is under way still may."""
 
 
 class Watches:
@@ -45,6 +47,7 @@ class Watches:
         if deleted:
             watch.versions.pop(uid, None)
             watch.missing.pop(uid, None)
+            watch.gone.add(uid)
             return
         version = watch.versions[uid] = metadata["resourceVersion"]
         if uid in watch.missing and not _is_newer(watch.missing[uid][0], version):
@@ -66,6 +69,8 @@ class Watches:
         for metadata in listed:
             uid, version = metadata["uid"], metadata["resourceVersion"]
             seen.add(uid)
+            if uid in watch.gone:
+                continue
             if uid not in watch.versions or _is_newer(version, watch.versions[uid]):
                 _, since = watch.missing.get(uid, ("", now))
                 watch.missing[uid] = version, since
@@ -73,6 +78,7 @@ class Watches:
             watch.versions.pop(uid, None)
         for uid in watch.missing.keys() - seen:
             del watch.missing[uid]
+        watch.gone &= seen
 
     def age(self, kind: Kind) -> float:
         """Seconds since the watch has delivered anything."""

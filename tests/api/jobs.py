@@ -203,6 +203,7 @@ def _everything() -> Object:
             "nodeSelector": {"zone": "a"},
             "tolerations": [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}],
             "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": _nodes()}},
+            "topologyKey": "topology.kubernetes.io/zone",
         },
         "runPolicy": {
             "stallTimeoutSeconds": 3600,
@@ -221,6 +222,28 @@ def _everything() -> Object:
             "volumes": [{"name": "cache", "emptyDir": {"sizeLimit": "1Gi"}}],
             "volumeMounts": [{"name": "cache", "mountPath": "/cache"}],
             "imagePullSecrets": ["registry"],
+            "securityContext": {
+                "runAsUser": 1000,
+                "runAsGroup": 1000,
+                "fsGroup": 2000,
+                "fsGroupChangePolicy": "Always",
+                "supplementalGroups": [3000],
+                "seLinuxOptions": {"level": "s0", "role": "r", "type": "t", "user": "u"},
+            },
+            "initContainers": [
+                {
+                    "name": "fetch",
+                    "image": "fetcher:1",
+                    "command": ["fetch"],
+                    "args": ["--all"],
+                    "env": [{"name": "PLACE", "value": "here"}],
+                    "volumeMounts": [{"name": "cache", "mountPath": "/to", "subPath": "a", "readOnly": False}],
+                    "resources": {
+                        "requests": {"cpu": "100m", "memory": "1Gi"},
+                        "limits": {"cpu": 1, "memory": "1Gi"},
+                    },
+                }
+            ],
         },
     }
 
@@ -277,6 +300,14 @@ FULLS |= {
             "spec.distributed.sharding": "FSDP",
             "spec.hyperparameters.optimizer": REMOVED,
             "spec.hyperparameters.torchCompile": REMOVED,
+        },
+    ),
+    "fewer pods where there is no room": changed(
+        full("LoRA"),
+        {
+            "spec.distributed": {"minNodes": 1, "minNodesAfterSeconds": 60},
+            "spec.scheduling.queue": REMOVED,
+            "spec.scheduling.managedBy": REMOVED,
         },
     ),
     "stages by epochs": changed(

@@ -59,6 +59,9 @@ def _data(spec: Object) -> None:
             data["validation"] = {"uri": "s3://data/held-out.jsonl"}
         if data.get("format") == "image-folder":
             _without(data, "format")
+        unfreezing = spec["strategy"].get("unfreezing")
+        if unfreezing and unfreezing.pop("everyEpochs", None):
+            unfreezing["everySteps"] = 10
         if task["type"] in ("SequenceClassification", "ImageClassification"):
             task.setdefault("labels", ["a", "b"])
     if data.get("format") == "image-folder":
@@ -136,6 +139,19 @@ def _sharding(spec: Object) -> None:
         _without(distributed.get("fsdp"), "cpuOffload")
     if distributed.get("sharding") == "DDP":
         _without(distributed, "fsdp")
+    _elastic(spec, distributed)
+    if spec.get("resources", {}).get("nodes", 1) == 1:
+        _without(spec.get("scheduling"), "topologyKey")
+
+
+def _elastic(spec: Object, distributed: Object) -> None:
+    scheduling = spec.get("scheduling", {})
+    if spec.get("resources", {}).get("nodes", 1) == 1 or scheduling.keys() & {"queue", "managedBy"}:
+        _without(distributed, "minNodes")
+    if "minNodes" in distributed:
+        distributed["minNodes"] = 1
+    else:
+        _without(distributed, "minNodesAfterSeconds")
 
 
 def _storage(spec: Object) -> None:
@@ -148,4 +164,4 @@ def _storage(spec: Object) -> None:
 
 def _pod(spec: Object) -> None:
     if "volumes" not in spec.get("podTemplate", {}):
-        _without(spec.get("podTemplate"), "volumeMounts")
+        _without(spec.get("podTemplate"), "volumeMounts", "initContainers")

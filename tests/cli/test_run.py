@@ -221,6 +221,13 @@ def test_a_job_for_gpus_that_are_not_there_is_refused_at_once(user: User) -> Non
     assert "spec.resources.gpusPerNode is 1, and this machine has 0 GPU(s)" in refused.stderr
 
 
+def test_containers_that_no_process_can_stand_for_are_refused(user: User) -> None:
+    user.write_job(podTemplate={"initContainers": [{"name": "wait", "image": "wait:1"}]})
+    refused = user.run("run", "job.yaml")
+    assert refused.returncode == 2
+    assert "spec.podTemplate.initContainers are containers of other images" in refused.stderr
+
+
 def test_a_secret_is_asked_for_by_the_names_of_its_keys(user: User) -> None:
     s3 = {"endpoint": "http://127.0.0.1:1", "secretName": "keys"}
     user.write_job(storage={"s3": s3}, model={"uri": "s3://models/tiny"})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.e2e.cluster import Object, apply, get, kubectl
+from tests.e2e.cluster import Object, apply, get, items, kubectl
 from tests.e2e.conftest import ClusterS3
 from tests.e2e.test_install import (
     READY_SECONDS,
@@ -82,3 +82,26 @@ def test_a_gang_that_loses_a_pod_ends_with_the_weights_of_one_that_does_not(
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert json.loads(cluster_s3.client().get_object(Bucket=bucket, Key=f"{broken}/result.json")["Body"].read())
+
+
+def test_an_elastic_job_goes_on_with_the_pods_that_have_room(
+    installed: Installed, cluster_s3: ClusterS3, bucket: str
+) -> None:
+    """A pod more than there are nodes, and no two of them on one."""
+    nodes = len(items("node"))
+    wire = gang(installed.jobs, bucket, cluster_s3.endpoint, nodes + 1, "elastic")
+    wire["spec"]["distributed"] |= {"minNodes": 1, "minNodesAfterSeconds": 20}
+    wire["spec"]["hyperparameters"] |= {"maxSteps": EVERY, "perDeviceBatchSize": 2}
+    apart = {"labelSelector": {"matchLabels": {"finetune.dev/job": "elastic"}}, "topologyKey": "kubernetes.io/hostname"}
+    wire["spec"]["scheduling"] = {
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
+    }
+    wire["spec"]["runPolicy"] = {"preflight": "Never"}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket-keys", "namespace": installed.jobs}}
+    apply({**secret, "stringData": cluster_s3.keys}, wire)
+    status = finish(installed.jobs, "elastic")["status"]
+    assert status["phase"] == "Succeeded", status.get("message")
+    assert (status["attempt"], status["restarts"]["total"]) == (2, 0)
+    assert 1 <= status["nodes"] <= nodes
+    result = json.loads(cluster_s3.client().get_object(Bucket=bucket, Key="elastic/result.json")["Body"].read())
+    assert (result["worldSize"], result["globalBatchSize"]) == (status["nodes"], 2 * (nodes + 1))

@@ -33,6 +33,12 @@ def test_the_batch_is_divided_first_and_stays_as_it_is_globally(rows: int, words
     )
 
 
+def test_a_batch_is_not_divided_into_more_steps_than_the_api_takes() -> None:
+    job = of("Full", hyperparameters={**batch(4, 50_000), "gradientCheckpointing": False})
+    assert steps(job)[0] == "recompute"
+    assert "gradientCheckpointing" in less_memory(job)
+
+
 def steps(job: object, *, sharded: bool = False) -> list[str]:
     """What each remedy is about."""
     fields = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from finetune_api.contract import ANNOTATION_NODES
 from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
 from finetune_api.run import Sharding
@@ -31,9 +32,10 @@ def test_an_example_becomes_eight_pods_with_eight_gpus_and_is_checked_first(name
     manifests = plan(job(name), Settings())
     spec = manifests.workload["spec"]
     (trainer,) = spec["template"]["spec"]["containers"]
+    nodes = spec["template"]["metadata"]["annotations"][ANNOTATION_NODES]
     environment = {item["name"]: item.get("value") for item in trainer["env"]}
     assert (spec["completions"], trainer["resources"]["limits"]["nvidia.com/gpu"]) == (8, "8")
-    assert (environment["PET_NNODES"], environment["PET_NPROC_PER_NODE"]) == ("8", "8")
+    assert (nodes, environment["PET_NPROC_PER_NODE"]) == ("8", "8")
     assert spec["template"]["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
     assert manifests.preflight is not None
 

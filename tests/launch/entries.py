@@ -90,6 +90,14 @@ def save_when_asked(context: Context) -> None:
     raise errors.StoppedError("saved step 8")
 
 
+def leave_at_once_beside_one_that_saves(context: Context) -> None:
+    """Rank 1 has not got so far as to hear requests in its own way."""
+    if context.is_main:
+        save_when_asked(context)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    never_stop(context)
+
+
 def never_stop(context: Context) -> None:
     say("training")
     while True:

@@ -12,11 +12,13 @@ import torch
 from finetune_api.contract import ExitCode
 from finetune_api.defaults import resolve
 from finetune_api.job import FineTuneJob
+from finetune_api.run import Sharding
 from finetune_trainer.causes import (
     CAUSE_FILE_BYTES,
     CauseRecord,
     Kind,
     WorkerEnd,
+    cause_file,
     read_cause,
     reserve_cause_file,
     root_cause,
@@ -25,7 +27,11 @@ from finetune_trainer.causes import (
 from finetune_trainer.diagnosis import PeersLostError, classify
 from finetune_trainer.errors import DataError, StoppedError, UnavailableError
 from finetune_trainer.memory import memory_limit, oom_kills
+from finetune_trainer.progress import Reporter
+from finetune_trainer.runtime import Pod
+from finetune_trainer.worker import record_end
 from tests.launch.conftest import JOB
+from tests.support.jobs import a_job
 
 
 def end(rank: int, error: BaseException) -> WorkerEnd:
@@ -132,6 +138,29 @@ def test_advice_on_memory_has_the_jobs_own_numbers(values: dict[str, object], ad
     )
     record = classify(torch.OutOfMemoryError("CUDA out of memory"), resolve(job))
     assert advice in record.advice
+
+
+@pytest.mark.parametrize(
+    ("values", "sharding", "advice"),
+    [
+        ({"perDeviceBatchSize": 1}, None, "set distributed.sharding to FSDP"),
+        ({"perDeviceBatchSize": 1}, Sharding.FSDP, "use strategy QLoRA"),
+        ({"perDeviceBatchSize": 4, "gradientAccumulationSteps": 50_000}, None, "set distributed.sharding to FSDP"),
+    ],
+)
+def test_the_end_of_a_worker_is_written_down_with_advice_about_the_job_as_it_runs(
+    values: dict[str, int], sharding: Sharding | None, advice: str, tmp_path: Path
+) -> None:
+    job = a_job(tmp_path, hyperparameters={**values, "gradientCheckpointing": True}, resources={"processesPerNode": 2})
+    pod = Pod(tmp_path / "job.json", tmp_path, 1, 1, 2, 0, "127.0.0.1", None, "127.0.0.1", 30)
+    pod.job_file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    reserve_cause_file(cause_file(tmp_path, 1))
+    reporter = Reporter()
+    reporter.update(sharding=sharding)
+    assert record_end(torch.OutOfMemoryError("CUDA out of memory"), pod, 1, reporter) == ExitCode.OUT_OF_MEMORY
+    record = read_cause(cause_file(tmp_path, 1))
+    assert record is not None
+    assert record.advice.startswith(advice)
 
 
 def test_a_cause_fits_the_room_that_was_reserved_for_it(tmp_path: Path) -> None:

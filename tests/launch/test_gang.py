@@ -53,6 +53,15 @@ def test_a_request_to_one_pod_stops_all_at_the_same_step(start_pod: StartPod) ->
     assert len({re.search(r"step (\d+)", line).group(1) for line in stops}) == 1  # type: ignore[union-attr]
 
 
+def test_a_pod_that_is_stopped_since_another_one_was_asked_to_ends_as_if_it_were_itself(start_pod: StartPod) -> None:
+    first, second = start_gang(start_pod, "leave_at_once_beside_one_that_saves")
+    first.line("training"), second.line("training")
+    first.stop()
+    second.line("stopped on request before the worker was ready; nothing was lost; waits for the request to stop")
+    second.stop()
+    assert (first.exit_code(), second.exit_code()) == (ExitCode.TEMPFAIL, ExitCode.TEMPFAIL)
+
+
 def test_a_pod_that_lost_its_peer_waits_for_sigterm_before_it_exits(start_pod: StartPod) -> None:
     first, second = start_gang(start_pod, "lose_rank_one")
     assert second.exit_code() == ExitCode.DATA

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
 from finetune_api.contract import Cause, ExitCode
+from finetune_trainer import stalls
 from finetune_trainer.causes import Kind
 from finetune_trainer.heartbeat import Heartbeat, heartbeat_file
 from finetune_trainer.progress import Reporter
+from finetune_trainer.runtime import Pod
 from finetune_trainer.stacks import Frame, main_stack, waits_for_peers
 from finetune_trainer.stalls import Shown, StallWatch, describe
+from finetune_trainer.supervision import Finding, Supervision
 from tests.launch.conftest import StartPod
 from tests.launch.test_gang import start_gang
+from tests.support.jobs import a_job
+from tests.support.processes import wait_for
 
 
 def kept(folder: Path, rank: int, attempt: int = 1) -> str:
@@ -149,6 +157,31 @@ def test_a_pod_of_ranks_that_only_wait_is_affected_and_not_the_culprit() -> None
     assert (cause.kind, cause.rank, cause.exit_code) == (Kind.BROKEN, None, ExitCode.STALLED)
     cause = describe([*waiting, shown(6, "/x/queue.py", "get")], 60, "the pod's log")
     assert (cause.kind, cause.rank) == (Kind.OWN, 6)
+
+
+class WaitingWorkers:
+    """Of which none hangs by itself."""
+
+    processes: ClassVar[dict[int, int]] = {}
+
+    def poll(self) -> dict[int, int]:
+        return {}
+
+
+@pytest.mark.parametrize(("nodes", "later"), [(1, 0.0), (2, 1.0)])
+def test_a_pod_that_only_waits_leaves_after_the_one_with_the_culprit(
+    nodes: int, later: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stalls, "HEARING_SECONDS", later)
+    pod = Pod(tmp_path / "job.json", tmp_path, 1, nodes, 1, 0, "127.0.0.1", None, "127.0.0.1", 30)
+    job = a_job(tmp_path, runPolicy={"stallTimeoutSeconds": 1})
+    pod.job_file.write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    supervision = Supervision(pod, job, WaitingWorkers(), SimpleNamespace(count=0))  # type: ignore[arg-type]
+    begun = time.monotonic()
+    wait_for(lambda: supervision.look() is Finding.FAILED)
+    assert supervision.stalled is not None
+    assert supervision.stalled.kind is Kind.BROKEN
+    assert time.monotonic() - begun > 1 + later
 
 
 @pytest.mark.parametrize(

@@ -205,3 +205,20 @@ def test_a_gated_pod_is_not_called_unschedulable() -> None:
     found = obstacle([unscheduled("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")])
     assert found is not None
     assert found.reason == "SchedulingGated"
+
+
+def test_an_init_container_that_fails_is_the_programs_error_and_named() -> None:
+    trainer = {"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}
+    ended = {"exitCode": 3, "reason": "Error", "message": "fetching\nno such file"}
+    status = {
+        "phase": "Failed",
+        "initContainerStatuses": [
+            {"name": "first", "state": {"terminated": {"exitCode": 0}}},
+            {"name": "fetch", "state": {"terminated": ended}},
+        ],
+        "containerStatuses": [trainer],
+    }
+    found = classify([{"metadata": {"name": "tune-0-x", "uid": "1"}, "spec": {}, "status": status}])
+    assert found is not None
+    assert (found.cause, found.exit_code) == (Cause.APPLICATION, 3)
+    assert found.message == "Init container fetch ended with exit code 3: no such file"

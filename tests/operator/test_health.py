@@ -107,6 +107,23 @@ def test_an_object_that_is_deleted_before_the_watch_told_of_it_is_not_missed(tim
     assert watches.dead() == []
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["told of before", "new"])
+def test_an_object_that_is_deleted_while_the_list_is_on_its_way_is_not_missed(
+    time: Time, watches: Watches, known: bool
+) -> None:
+    if known:
+        watches.delivered(FINE_TUNE_JOB, meta("a", 5), deleted=False)
+    before = watches.known(FINE_TUNE_JOB)
+    watches.delivered(FINE_TUNE_JOB, meta("a", 6), deleted=False)
+    watches.delivered(FINE_TUNE_JOB, meta("a", 7), deleted=True)
+    watches.compare(FINE_TUNE_JOB, before, [meta("a", 6), meta("b", 4)])
+    watches.delivered(FINE_TUNE_JOB, meta("b", 4), deleted=False)
+    time.now += 10_000
+    assert watches.dead() == []
+    lists(watches, meta("b", 4))
+    assert watches.known(FINE_TUNE_JOB) == {"b"}
+
+
 def test_an_object_that_comes_while_the_list_is_on_its_way_is_kept(watches: Watches) -> None:
     before = watches.known(FINE_TUNE_JOB)
     watches.delivered(FINE_TUNE_JOB, meta("new", 7), deleted=False)

@@ -21,12 +21,12 @@ NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 SETTINGS = Settings()
 
 
-def workload(attempt: int = 1, *, suspended: bool = False, uid: str = "job-1", **status: Any) -> Object:
+def workload(attempt: int = 1, *, nodes: int = 1, suspended: bool = False, uid: str = "job-1", **status: Any) -> Object:
     conditions = [{"type": "Suspended", "status": "True"}] if suspended else []
     template = {"metadata": {"annotations": {"finetune.dev/attempt": str(attempt)}}, "spec": {}}
     return {
         "metadata": {"name": "tune", "namespace": "ml", "uid": uid},
-        "spec": {"suspend": suspended, "template": template},
+        "spec": {"completions": nodes, "suspend": suspended, "template": template},
         "status": {"conditions": conditions, **status},
     }
 
@@ -81,9 +81,9 @@ def test_a_new_job_is_created_as_attempt_one() -> None:
 
 
 def test_a_gang_runs_only_when_all_of_its_pods_do() -> None:
-    decision = look(job(nodes=2), workload(), pod(0), pod(1, state="pending"))
+    decision = look(job(nodes=2), workload(nodes=2), pod(0), pod(1, state="pending"))
     assert (decision.status.phase, decision.status.reason) == (Phase.STARTING, "PodsStarting")
-    decision = look(job(nodes=2), workload(), pod(0), pod(1))
+    decision = look(job(nodes=2), workload(nodes=2), pod(0), pod(1))
     assert decision.status.phase is Phase.RUNNING
 
 
@@ -165,7 +165,7 @@ def test_a_job_that_is_being_deleted_is_left_alone() -> None:
 
 
 def test_an_incident_is_written_before_anything_is_touched() -> None:
-    decision = look(running(nodes=2), workload(), pod(0), pod(1, code=69, state="ended"))
+    decision = look(running(nodes=2), workload(nodes=2), pod(0), pod(1, code=69, state="ended"))
     assert decision.action is None
     found = decision.status.incident
     assert found is not None
@@ -175,9 +175,9 @@ def test_an_incident_is_written_before_anything_is_touched() -> None:
 
 
 def test_an_incident_is_counted_once_however_many_pods_it_took_down() -> None:
-    first = look(running(nodes=2), workload(), pod(0, code=69, state="ended"), pod(1))
+    first = look(running(nodes=2), workload(nodes=2), pod(0, code=69, state="ended"), pod(1))
     again = look(running(nodes=2, **first.status.model_dump(include={"restarts"}), incident=first.status.incident),
-                 workload(), pod(0, code=69, state="ended"), pod(1, code=69, state="ended"))  # fmt: skip
+                 workload(nodes=2), pod(0, code=69, state="ended"), pod(1, code=69, state="ended"))  # fmt: skip
     assert again.action == Suspend()
     assert again.status.restarts.total == 1
 
@@ -190,7 +190,7 @@ def test_a_suspended_job_whose_controller_has_not_looked_yet_is_not_resumed() ->
 
 
 def test_a_job_at_rest_is_resumed_under_the_next_attempts_number() -> None:
-    assert look(running(incident=incident()), workload(suspended=True)).action == Resume(2)
+    assert look(running(incident=incident()), workload(suspended=True)).action == Resume(2, 1)
 
 
 def test_a_start_time_that_older_clusters_keep_is_removed_before_the_template_is_changed() -> None:
@@ -234,9 +234,9 @@ def test_disruptions_are_free_for_ever() -> None:
 
 
 def test_a_failure_that_is_not_retried_keeps_its_phase_until_nothing_runs_any_more() -> None:
-    decision = look(running(nodes=2, incident=incident(retry=False)), workload(suspended=True), pod(1))
+    decision = look(running(nodes=2, incident=incident(retry=False)), workload(nodes=2, suspended=True), pod(1))
     assert (decision.status.phase, decision.status.reason) == (Phase.RUNNING, "Infrastructure")
-    over = look(running(nodes=2, incident=incident(retry=False)), workload(suspended=True))
+    over = look(running(nodes=2, incident=incident(retry=False)), workload(nodes=2, suspended=True))
     assert over.status.phase is Phase.FAILED
     assert over.events[0].warning
 

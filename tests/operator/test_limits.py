@@ -118,9 +118,7 @@ async def test_a_result_that_came_in_time_counts_although_the_operator_looks_too
 
 
 async def test_a_teardown_after_the_time_is_over_is_waited_for_with_pauses() -> None:
-    world = World(runtime=ScriptedRuntime(None), admit=admit_all)
-    await world.create(runPolicy={"activeDeadlineSeconds": 100})
-    await world.settle()
+    world = await hanging(activeDeadlineSeconds=100)
     world.clock.forward(100)
     await world.settle()
     world.clock.forward(1)
@@ -154,6 +152,74 @@ async def test_a_pod_that_is_evicted_while_it_waits_does_not_begin_the_time_anew
     world.clock.forward(600)
     await world.settle()
     assert await world.phase() == ("Failed", "DeadlineExceeded")
+
+
+async def hanging(**policy: int) -> World:
+    """A pod that runs and does not stop when it is told to."""
+    world = World(runtime=ScriptedRuntime(None), admit=admit_all)
+    await world.create(runPolicy=policy)
+    await world.settle()
+    assert (await world.phase())[0] == "Running"
+    return world
+
+
+async def test_old_pods_that_hold_up_a_restart_count_as_waiting_and_the_end_waits_for_them() -> None:
+    world = await hanging(startDeadlineSeconds=10)
+    (pod,) = await world.pods()
+    await world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
+    await world.settle()
+    world.clock.forward(9)
+    await world.settle()
+    assert await world.phase() == ("Restarting", "Disruption")
+    assert await world.pass_once() == 1.0
+    world.clock.forward(1)
+    await world.settle()
+    assert await world.phase() == ("Restarting", "DeadlineExceeded")
+    await world.end(75)
+    await world.settle()
+    status = await world.status()
+    assert (status["phase"], status["reason"], status["attempt"]) == ("Failed", "DeadlineExceeded", 1)
+    assert "did not all run within 10s (runPolicy.startDeadlineSeconds)" in status["message"]
+    assert status["restarts"]["total"] == 1
+
+
+async def test_a_job_that_is_suspended_while_it_restarts_is_not_late() -> None:
+    world = await hanging(startDeadlineSeconds=10)
+    (pod,) = await world.pods()
+    await world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
+    await world.settle()
+    await world.set_suspend(True)
+    world.clock.forward(10)
+    await world.settle()
+    await world.end(75)
+    await world.settle()
+    assert await world.phase() == ("Suspended", "Suspended")
+
+
+async def test_old_pods_that_hold_up_a_job_that_goes_on_count_as_waiting() -> None:
+    world = await hanging(startDeadlineSeconds=10)
+    await world.set_suspend(True)
+    await world.settle()
+    world.clock.forward(20)
+    await world.set_suspend(False)
+    await world.settle()
+    assert await world.phase() == ("Starting", "WaitingForOldPods")
+    world.clock.forward(10)
+    await world.settle()
+    assert await world.phase() == ("Starting", "DeadlineExceeded")
+    await world.end(75)
+    await world.settle()
+    assert await world.phase() == ("Failed", "DeadlineExceeded")
+
+
+async def test_a_job_whose_time_of_running_is_over_is_not_started_again() -> None:
+    world = await started(activeDeadlineSeconds=100)
+    world.clock.forward(99)
+    await world.end(75)
+    world.clock.forward(1)
+    await world.settle()
+    status = await world.status()
+    assert (status["phase"], status["reason"], status["attempt"]) == ("Failed", "DeadlineExceeded", 1)
 
 
 async def test_running_and_suspension_end_the_time_of_waiting() -> None:

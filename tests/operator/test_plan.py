@@ -54,7 +54,6 @@ podFailurePolicy:
 """
 POD = """
 restartPolicy: Never
-subdomain: tune
 terminationGracePeriodSeconds: 120
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -100,10 +99,9 @@ ENVIRONMENT = {
     "FINETUNE_POD_NAME": "field metadata.name",
     "FINETUNE_POD_IP": "field status.podIP",
     "FINETUNE_GRACE_PERIOD_SECONDS": "120",
-    "PET_NNODES": "1",
+    "PET_NNODES": "field metadata.annotations['finetune.dev/nodes']",
     "PET_NPROC_PER_NODE": "1",
     "PET_NODE_RANK": "field metadata.annotations['batch.kubernetes.io/job-completion-index']",
-    "PET_MASTER_ADDR": "tune-0.tune.ml.svc.cluster.local",
     "PET_MASTER_PORT": "29500",
     "AWS_REGION": "us-east-1",
     "FINETUNE_S3_PATH_STYLE": "false",
@@ -159,13 +157,14 @@ def environment(trainer: Object) -> dict[str, str]:
 def test_the_default_job_is_exactly_this() -> None:
     manifests = plan(typed(), SETTINGS)
     common, trainer = yaml.safe_load(METADATA), yaml.safe_load(TRAINER)
-    assert manifests.service == {
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "tune", **common}, "spec": yaml.safe_load(SERVICE),
-    }  # fmt: skip
+    assert manifests.service is None
     trainer["env"] = manifests.workload["spec"]["template"]["spec"]["containers"][0]["env"]
     assert environment(trainer) == ENVIRONMENT
     template = {
-        "metadata": {"labels": common["labels"], "annotations": {"finetune.dev/attempt": "1"}},
+        "metadata": {
+            "labels": common["labels"],
+            "annotations": {"finetune.dev/attempt": "1", "finetune.dev/nodes": "1"},
+        },
         "spec": {**yaml.safe_load(POD), "containers": [trainer]},
     }
     assert manifests.workload == {
@@ -203,8 +202,20 @@ def test_an_attempt_is_an_annotation_of_the_template() -> None:
 def test_several_nodes_are_one_indexed_job_whose_first_pod_is_the_master() -> None:
     job = job_of(resources={"nodes": 4, "gpusPerNode": 8})
     assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (4, 4)
+    assert job["spec"]["template"]["metadata"]["annotations"]["finetune.dev/nodes"] == "4"
     env = environment(job["spec"]["template"]["spec"]["containers"][0])
-    assert (env["PET_NNODES"], env["PET_NPROC_PER_NODE"]) == ("4", "8")
+    assert (env["PET_NNODES"], env["PET_NPROC_PER_NODE"]) == (ENVIRONMENT["PET_NNODES"], "8")
+    assert env["PET_MASTER_ADDR"] == "tune-0.tune.ml.svc.cluster.local"
+
+
+def test_several_pods_find_each_other_by_a_headless_service_and_one_alone_needs_none() -> None:
+    manifests = plan(typed(resources={"nodes": 2}), SETTINGS)
+    common, pod = yaml.safe_load(METADATA), manifests.workload["spec"]["template"]["spec"]
+    assert manifests.service == {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "tune", **common}, "spec": yaml.safe_load(SERVICE),
+    }  # fmt: skip
+    assert pod["subdomain"] == manifests.service["metadata"]["name"]
+    assert [item["kind"] for item in plan(typed(), SETTINGS).all()] == ["ConfigMap", "Job"]
 
 
 def test_gpus_are_requested_and_limited_alike_and_their_taint_is_tolerated() -> None:
@@ -289,17 +300,17 @@ def test_a_model_cache_is_mounted_to_be_written(cache: dict[str, str], source: O
 def test_additions_to_the_pod_come_in_and_cannot_take_the_products_settings_away() -> None:
     pod = pod_of(podTemplate={
         "labels": {"team": "nlp", "finetune.dev/job": "other"},
-        "annotations": {"note": "x", "finetune.dev/attempt": "9"},
+        "annotations": {"note": "x", "finetune.dev/attempt": "9", "finetune.dev/nodes": "9"},
         "env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": "PET_NNODES", "value": "7"}],
         "volumes": [{"name": "extra", "emptyDir": {}}],
         "volumeMounts": [{"name": "extra", "mountPath": "/extra"}],
         "imagePullSecrets": ["registry"],
     })  # fmt: skip
     assert (pod["metadata"]["labels"]["team"], pod["metadata"]["labels"]["finetune.dev/job"]) == ("nlp", "tune")
-    assert pod["metadata"]["annotations"] == {"note": "x", "finetune.dev/attempt": "1"}
+    assert pod["metadata"]["annotations"] == {"note": "x", "finetune.dev/attempt": "1", "finetune.dev/nodes": "1"}
     trainer = pod["spec"]["containers"][0]
     env = environment(trainer)
-    assert (env["NCCL_DEBUG"], env["PET_NNODES"]) == ("INFO", "1")
+    assert (env["NCCL_DEBUG"], env["PET_NNODES"]) == ("INFO", ENVIRONMENT["PET_NNODES"])
     assert len(env) == len(trainer["env"])
     assert pod["spec"]["volumes"][-1]["name"] == trainer["volumeMounts"][-1]["name"] == "extra"
     assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
@@ -337,7 +348,7 @@ def test_the_grace_period_reaches_both_the_pod_and_the_trainer() -> None:
 
 def test_the_administrator_sets_image_pull_policy_and_cluster_domain() -> None:
     settings = Settings(trainer_image="mirror/t:2", image_pull_policy="Never", cluster_domain="corp.example")
-    trainer = plan(typed(), settings).workload["spec"]["template"]["spec"]["containers"][0]
+    trainer = plan(typed(resources={"nodes": 2}), settings).workload["spec"]["template"]["spec"]["containers"][0]
     assert (trainer["image"], trainer["imagePullPolicy"]) == ("mirror/t:2", "Never")
     assert environment(trainer)["PET_MASTER_ADDR"] == "tune-0.tune.ml.svc.corp.example"
 
@@ -356,7 +367,47 @@ def test_quantities_are_read_as_kubernetes_reads_them(text: str, number: float) 
 
 
 def test_a_longest_name_leaves_every_child_a_valid_dns_label() -> None:
-    job = typed()
+    job = typed(resources={"nodes": 2})
     job.metadata.name = "a" * 45
-    for manifest in plan(job, SETTINGS).all():
-        assert len(manifest["metadata"]["name"]) <= 63 - len("-999-xxxxx")
+    manifests = plan(job, SETTINGS)
+    for manifest in manifests.all():
+        # What is added to a name where it becomes a pod's; the check has one alone.
+        suffix = "-0-xxxxx" if manifest is manifests.preflight else "-999-xxxxx"
+        assert len(manifest["metadata"]["name"]) <= 63 - len(suffix)
+
+
+# --- where, as whom, and after what ----------------------------------------------------------------------------------
+
+
+def test_pods_of_one_topology_domain_are_near_their_own_job_alone() -> None:
+    pod = pod_of(resources={"nodes": 2}, scheduling={"topologyKey": "topology.kubernetes.io/zone"})
+    (term,) = pod["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "topology.kubernetes.io/zone"
+    wanted = term["labelSelector"]["matchLabels"]
+    assert wanted == {"finetune.dev/job": "tune", "finetune.dev/component": "trainer"}
+    # Else the first pod, which has nobody to be near to, would find no node.
+    assert wanted.items() <= pod["metadata"]["labels"].items()
+
+
+def test_a_topology_domain_comes_beside_the_jobs_own_affinity() -> None:
+    cache = {"labelSelector": {"matchLabels": {"app": "cache"}}, "topologyKey": "kubernetes.io/hostname"}
+    own = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [cache]}, "nodeAffinity": {}}
+    scheduling = {"topologyKey": "rack", "affinity": own}
+    found = pod_of(resources={"nodes": 2}, scheduling=scheduling)["spec"]["affinity"]
+    terms = found["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert [term["topologyKey"] for term in terms] == ["kubernetes.io/hostname", "rack"]
+    assert "nodeAffinity" in found
+
+
+def test_pods_run_as_whom_the_job_says_and_stay_restricted() -> None:
+    own = {"runAsUser": 1000, "fsGroup": 2000, "supplementalGroups": [3000]}
+    plain = pod_of()["spec"]["securityContext"]
+    assert pod_of(podTemplate={"securityContext": own})["spec"]["securityContext"] == {**plain, **own}
+    assert (plain["runAsNonRoot"], plain["seccompProfile"]) == (True, {"type": "RuntimeDefault"})
+
+
+def test_init_containers_are_handed_on_and_restricted() -> None:
+    fetch = {"name": "fetch", "image": "fetcher:1", "resources": {"limits": {"memory": "1Gi"}}}
+    (found,) = pod_of(podTemplate={"initContainers": [fetch]})["spec"]["initContainers"]
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert found == {**fetch, "securityContext": security}

@@ -257,6 +257,28 @@ async def test_a_pod_that_cannot_start_says_why() -> None:
     assert await world.phase() == ("Preflight", "ImagePullBackOff")
 
 
+async def test_a_quota_that_forbids_its_pod_is_told_and_holds_nobody_up_for_ever() -> None:
+    world = World()
+    await world.create(**GPU)
+    await world.pass_once()
+    await world.job_is_taken_up(CHECK)
+    again_in = await world.pass_once()
+    child = await world.cluster.read(JOB, CHECK)
+    assert child is not None
+    text = 'Error creating: pods "tune-preflight-" is forbidden: exceeded quota: compute, requested: cpu=1'
+    await world.cluster.emit(child, "FailedCreate", text, warning=True)
+    assert again_in is not None
+    world.clock.forward(again_in)
+    assert await world.pass_once() == 30.0
+    assert await world.phase() == ("Preflight", "PodsRefused")
+    assert (await world.status())["message"] == f"The cluster refuses the pod that checks the job: {text}"
+    too_long = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "Job was active longer"}
+    world.cluster.set_status(JOB, CHECK, {"conditions": [too_long]})
+    await world.settle()
+    assert (await world.phase())[0] == "Running"
+    assert (await valid(world))[:2] == ("True", "PreflightInconclusive")
+
+
 # --- when, and what it is --------------------------------------------------------------------------------------------
 
 
@@ -272,7 +294,7 @@ async def test_a_pod_that_cannot_start_says_why() -> None:
 def test_by_default_only_what_takes_gpus_or_many_pods_is_checked(spec: dict[str, Any], checked: bool) -> None:
     manifests = plan(typed(**spec), Settings())
     assert (manifests.preflight is not None) is checked
-    assert len(manifests.all()) == 3 + checked
+    assert len(manifests.all()) == 2 + checked
 
 
 def test_the_pod_is_small_and_stays_off_what_the_job_waits_for() -> None:

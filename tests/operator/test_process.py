@@ -25,6 +25,7 @@ from tests.support.scripted import ScriptedRuntime
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST: Object = {"settings": {"backoffBaseSeconds": 0.05, "progressPollSeconds": 0.2}}
+GANG: Object = {"resources": {"nodes": 2}, "runPolicy": {"preflight": "Never", "retries": {"infrastructure": 9}}}
 NAMESPACED: Object = {**FAST, "watch": {"namespaces": ["ml"]}}
 LEASE_KEY = Key(NAMESPACE, "finetune-finetune-operator")
 
@@ -128,7 +129,7 @@ class Cluster:
 
     async def lose_node(self) -> None:
         """The pod was deleted long ago, and its node says nothing any more."""
-        (pod,) = await self.world.pods()
+        pod = (await self.world.pods())[0]
         self.world.node.runtime.lost.add(pod["metadata"]["name"])
         now, self.world.clock.now = self.world.clock.now, self.world.clock.now - timedelta(hours=1)
         await self.world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
@@ -163,7 +164,7 @@ async def tell_the_story(cluster: Cluster) -> None:
     await cluster.reaches("Running", "short")
     await world.end(0, json.dumps(RESULT))
     await cluster.until(lambda: cluster.asked("delete", "finetunejobs"))
-    await world.cluster.create(manifest("tune", runPolicy={"retries": {"infrastructure": 9}}))
+    await world.cluster.create(manifest("tune", **GANG))
     await cluster.reaches("Running", "tune")
     for attempt in (2, 3):
         # The same trouble twice: the second event is counted, not repeated.
@@ -256,12 +257,36 @@ async def test_a_replica_that_is_stopped_finishes_and_hands_over_at_once(cluster
 
 
 async def test_a_leader_whose_lease_is_taken_ends_at_once_and_writes_nothing_more(cluster: Cluster) -> None:
+    put_off: list[Access] = []
+    taken = seen = False
+
+    def busy(access: Access) -> bool:
+        """All that is to be written is put off until the leader has seen that another one leads."""
+        nonlocal seen
+        if access.resource == "leases":
+            seen = seen or taken
+        elif access.writes and not seen:
+            put_off.append(access)
+            return True
+        return False
+
+    async def has_much_to_write() -> bool:
+        return len(put_off) > 4
+
     operator = await cluster.start("operator", FAST)
     await cluster.until(lambda: _is(cluster.holder()))
-    taken = [{"op": "add", "path": "/spec/holderIdentity", "value": "another"}]
-    await cluster.world.cluster.patch(LEASE, LEASE_KEY, taken)
+    cluster.server.busy = busy
+    for number in range(4):
+        await cluster.world.cluster.create(manifest(f"job-{number}"))
+    await cluster.until(has_much_to_write)
+    change = [{"op": "add", "path": "/spec/holderIdentity", "value": "another"}]
+    await cluster.world.cluster.patch(LEASE, LEASE_KEY, change)
+    taken = True
     assert await operator.process.wait() == 1
+    assert seen
     assert "another replica has it" in operator.log()
+    # A request that was on its way may have arrived; a Job takes several of them.
+    assert await cluster.world.cluster.list(JOB, None, {}) == []
 
 
 async def _is(text: Awaitable[str]) -> bool:

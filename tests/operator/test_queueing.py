@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Kind, Object
-from finetune_operator.observed import attempt_of
+from finetune_operator.observed import attempt_of, workload_attempt
 from tests.operator.kueue import Kueue
-from tests.operator.world import KEY, RESULT, World, admit_all
+from tests.operator.world import KEY, RESULT, FaultyCluster, Killed, World, admit_all
+from tests.support.scripted import ScriptedRuntime
 
 NODES = 2
 
@@ -22,10 +23,12 @@ class QueuedWorld(World):
         eager: Kueue acts before the Job controller; a Job that is suspended for a moment is never seen suspended.
     """
 
-    def __init__(self, room: int = 1, eager: bool = False) -> None:
-        super().__init__(admit=admit_all)
+    def __init__(self, room: int = 1, eager: bool = False, runtime: ScriptedRuntime | None = None) -> None:
+        super().__init__(admit=admit_all, runtime=runtime)
         self.kueue = Kueue(self.cluster, room)
         self.suspensions: list[bool] = []
+        self.searches = 0
+        """How often the operator has asked for events."""
         self.engine = self.operator(Recording(self))
         settle = self.node.settle
 
@@ -43,7 +46,8 @@ class QueuedWorld(World):
 
 
 class Recording:
-    """Passes the operator's calls on, and notes what it writes to the suspension of Jobs."""
+    """Passes the operator's calls on, and notes what it writes to the suspension of Jobs and how often it asks for
+    events."""
 
     def __init__(self, world: QueuedWorld) -> None:
         self._world = world
@@ -51,14 +55,18 @@ class Recording:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._world.cluster, name)
 
+    async def events_of(self, obj: Object) -> list[Object]:
+        self._world.searches += 1
+        return await self._world.cluster.events_of(obj)
+
     async def patch(self, kind: Kind, key: Key, patch: list[Object], subresource: str | None = None) -> Object | None:
         writes = [item["value"] for item in patch if item["path"] == "/spec/suspend" and item["op"] != "test"]
         self._world.suspensions += writes
         return await self._world.cluster.patch(kind, key, patch, subresource)
 
 
-async def running(eager: bool = False, **spec: Any) -> QueuedWorld:
-    world = QueuedWorld(eager=eager)
+async def running(eager: bool = False, runtime: ScriptedRuntime | None = None, **spec: Any) -> QueuedWorld:
+    world = QueuedWorld(eager=eager, runtime=runtime)
     spec["runPolicy"] = {"preflight": "Never", **spec.get("runPolicy", {})}
     await world.create(resources={"nodes": NODES}, scheduling={"queue": "team"}, **spec)
     await world.settle()
@@ -76,9 +84,12 @@ async def come_back(world: World) -> None:
     raise AssertionError(await world.status())
 
 
+async def check_pods(world: World, attempt: int) -> None:
+    assert [attempt_of(pod["metadata"]) for pod in await world.pods()] == [attempt] * NODES
+
+
 async def check_gang(world: World, attempt: int) -> None:
-    pods = await world.pods()
-    assert [attempt_of(pod["metadata"]) for pod in pods] == [attempt] * NODES
+    await check_pods(world, attempt)
     assert (await world.status())["attempt"] == attempt
 
 
@@ -92,6 +103,7 @@ async def test_a_job_waits_in_its_queue_until_kueue_lets_it_run() -> None:
     world.clock.forward(100_000)
     await world.settle()
     assert (await world.phase())[0] == "Queued"
+    assert world.searches == 0
     world.kueue.room = 1
     await world.settle()
     assert ((await world.phase())[0], await world.admitted()) == ("Running", "True")
@@ -111,6 +123,10 @@ async def test_a_job_that_kueue_takes_back_is_queued_again_and_charged_nothing()
     why = "Disruption: Queue team took the job back: Preempted to accommodate a workload of a higher priority"
     assert ("Restarting", why) in await world.events()
     assert await world.pods() == []
+    # Events are dear: they are searched for the reason once.
+    for _ in range(3):
+        await world.pass_once()
+    assert world.searches == 1
     world.kueue.room = 1
     await come_back(world)
     await check_gang(world, 2)
@@ -132,6 +148,19 @@ async def test_a_gang_is_started_again_in_its_place_by_one_suspension(eager: boo
     assert len(await world.cluster.list(JOB, None, {})) == 1
 
 
+async def test_a_pod_of_an_earlier_attempt_is_gone_only_when_it_has_ended() -> None:
+    world = await running(eager=True, runtime=ScriptedRuntime(None))
+    world.node.runtime.end((await world.pods())[1]["metadata"]["name"], 69)
+    await world.node.kubelet.sync()
+    while workload_attempt(await world.workload()) == 1:
+        await world.pass_once()
+    await world.kueue.sync()
+    # This pass deletes what is left of the first attempt, and does not take that for its end.
+    await world.pass_once()
+    assert [bool(pod["metadata"].get("deletionTimestamp")) for pod in await world.pods()] == [True]
+    assert await world.phase() == ("Restarting", "WaitingForOldPods")
+
+
 async def test_a_user_who_suspends_gives_the_place_in_the_queue_back() -> None:
     world = await running()
     await world.set_suspend(True)
@@ -150,6 +179,61 @@ async def test_a_user_who_suspends_gives_the_place_in_the_queue_back() -> None:
     assert (await world.status())["restarts"]["total"] == 0
 
 
+async def test_a_user_who_goes_on_before_all_is_torn_down_is_charged_nothing() -> None:
+    world = await running(runtime=ScriptedRuntime(None))
+    await world.set_suspend(True)
+    await world.settle()
+    assert await world.phase() == ("Running", "Suspending")
+    await world.set_suspend(False)
+    await world.settle()
+    assert await world.phase() == ("Starting", "WaitingForOldPods")
+    world.clock.forward(10)
+    await world.settle()
+    await world.end(75)
+    await come_back(world)
+    await check_gang(world, 2)
+    assert (await world.status())["restarts"]["total"] == 0
+
+
+async def test_nor_where_the_operator_is_killed_while_it_gives_the_place_back() -> None:
+    deleted = 0
+    for n in range(1, 100):
+        world = await running(runtime=ScriptedRuntime(None))
+        await world.set_suspend(True)
+        faulty = FaultyCluster(world.cluster, n, after=True)
+        world.engine = world.operator(faulty)  # type: ignore[arg-type]
+        try:
+            await world.settle()
+        except (Killed, BaseExceptionGroup):  # a task group wraps it
+            deleted += not await world.cluster.list(JOB, None, {})
+        else:
+            break
+        world.engine = world.operator(world.cluster)
+        await world.set_suspend(False)
+        await world.settle()
+        assert (await world.status())["restarts"]["total"] == 0, f"killed at call {n}"
+    assert deleted
+
+
+async def test_an_admission_that_no_status_tells_of_counts_if_there_are_pods_of_it() -> None:
+    world = QueuedWorld(runtime=ScriptedRuntime(None))
+    await world.create(resources={"nodes": NODES}, scheduling={"queue": "team"}, runPolicy={"preflight": "Never"})
+    await world.pass_once()
+    await world.node.settle()
+    await check_pods(world, 1)
+    # The operator is away all the while.
+    await world.kueue.preempt(await world.workload(), "Preempted")
+    await world.node.settle()
+    world.engine = world.operator(world.cluster)
+    await world.settle()
+    status = await world.status()
+    assert (status["phase"], status["restarts"]["disruption"]) == ("Queued", 1)
+    await world.end(75)
+    world.kueue.room = 1
+    await come_back(world)
+    await check_gang(world, 2)
+
+
 async def test_a_job_that_may_not_be_started_again_leaves_the_queue() -> None:
     world = await running(runPolicy={"retries": {"infrastructure": 0}})
     world.node.runtime.end((await world.pods())[1]["metadata"]["name"], 69)
@@ -158,6 +242,20 @@ async def test_a_job_that_may_not_be_started_again_leaves_the_queue() -> None:
     assert await world.phase() == ("Failed", "Infrastructure")
     assert await world.cluster.list(JOB, None, {}) == []
     assert await world.pods() == []
+
+
+async def test_pods_of_an_earlier_attempt_that_do_not_end_hold_a_gang_up_no_longer_than_it_may_wait() -> None:
+    world = await running(runtime=ScriptedRuntime(None), runPolicy={"startDeadlineSeconds": 10})
+    pod = (await world.pods())[0]
+    await world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
+    await world.settle()
+    assert await world.phase() == ("Restarting", "WaitingForOldPods")
+    world.clock.forward(10)
+    await world.settle()
+    assert (await world.status())["reason"] == "DeadlineExceeded"
+    await world.end(75)
+    await world.settle()
+    assert await world.phase() == ("Failed", "DeadlineExceeded")
 
 
 async def test_a_job_that_fails_for_good_by_its_own_rule_is_failed_in_its_place() -> None:

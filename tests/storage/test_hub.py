@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request
 
 import pytest
 from huggingface_hub import HfApi, constants
@@ -13,6 +14,7 @@ from finetune_api.contract import ENV_HUB_ENDPOINT, ENV_HUB_TOKEN
 from finetune_trainer.errors import PermissionRefusedError, StoppedError, UnavailableError, UsageError
 from finetune_trainer.storage import MissingError, Store
 from finetune_trainer.storage.errors import CorruptError
+from finetune_trainer.storage.hub import CarefulRedirects
 from tests.storage.conftest import QUICK
 from tests.support.hub import Hub, serve_hub
 
@@ -83,6 +85,28 @@ def test_a_token_is_shown_to_the_hub_and_not_to_where_it_redirects(hub: Hub, tmp
     shown = [(path, token) for _, path, token in hub.seen if path.endswith("model.safetensors")]
     assert [token for _, token in shown] == ["Bearer hf_secret", None]
     assert "hf_secret" not in repr(store.__dict__)
+
+
+@pytest.mark.parametrize(
+    ("target", "token"),
+    [
+        ("https://hub.example/there", "Bearer hf_secret"),
+        ("http://hub.example/there", None),
+        ("https://hub.example:8443/there", None),
+        ("https://other.example/there", None),
+    ],
+)
+def test_a_redirect_that_leaves_the_host_or_the_encryption_loses_the_token(target: str, token: str | None) -> None:
+    request = Request("https://hub.example/here", headers={"Authorization": "Bearer hf_secret"})
+    redirected = CarefulRedirects().redirect_request(request, None, 302, "Found", {}, target)
+    assert redirected.get_header("Authorization") == token
+
+
+def test_an_endpoint_with_a_password_is_refused_and_not_shown() -> None:
+    with pytest.raises(UsageError, match="has a user or a password in it") as caught:
+        Store.connect({ENV_HUB_ENDPOINT: "https://somebody:hunter2@hub.example"}, QUICK)
+    assert "hunter2" not in f"{caught.value.message} {caught.value.advice}"
+    assert "HF_TOKEN" in caught.value.advice
 
 
 @pytest.mark.parametrize("token", [None, "hf_wrong"])

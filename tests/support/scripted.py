@@ -8,6 +8,9 @@ from finetune_operator.cluster.jobs import JobController
 from finetune_operator.cluster.kubelet import Exit, Kubelet, StartError
 from finetune_operator.cluster.memory import MemoryCluster
 from finetune_operator.cluster.port import Object
+from finetune_operator.cluster.rules import timestamp
+
+NO_ROOM = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."
 
 
 class Clock:
@@ -59,13 +62,28 @@ class ScriptedRuntime:
         self._ends[name] = Exit(code, message, reason)
 
 
+class Room(Kubelet):
+    """A cluster with room for so many pods at a time; the others are told what a scheduler tells them."""
+
+    room: int | None = None
+    """None: no end of it."""
+
+    def _start(self, pod: Object) -> None:
+        if self.room is None or len(self._running) < self.room:
+            super()._start(pod)
+        elif not pod["status"].get("conditions"):
+            unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": NO_ROOM}
+            since = timestamp(self._clock())
+            self._report(pod, {"phase": "Pending", "conditions": [{**unplaced, "lastTransitionTime": since}]})
+
+
 class Node:
     """The controllers on the server's side over one cluster: what a real cluster brings along."""
 
     def __init__(self, cluster: MemoryCluster, clock: Clock, runtime: ScriptedRuntime | None = None) -> None:
         self.runtime = runtime or ScriptedRuntime()
         self.jobs = JobController(cluster, clock=clock)
-        self.kubelet = Kubelet(cluster, self.runtime, clock=clock)
+        self.kubelet = Room(cluster, self.runtime, clock=clock)
         self._changes = 0
         cluster.subscribe(self._count)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,9 @@ def checkpoints_in(output: Path, arguments: TrainingArguments) -> Checkpoints:
     gang = Ranks(rank, size, range(size)) if size > 1 else Alone()
     identity = Manifest(step=0, job="tiny", uid="u", attempt=1, world_size=size, base_digest="b")
     root = f"file://{output}/bucket/checkpoints"
-    return Checkpoints(Store.connect({}), root, identity, keep=lambda: 100, on_commit=lambda ref: None, gang=gang)
+    # How many are kept is for the main rank to know.
+    keep = partial({0: 100}.__getitem__, rank)
+    return Checkpoints(Store.connect({}), root, identity, keep=keep, on_commit=lambda ref: None, gang=gang)
 
 
 def digest(trainer: PlainTrainer) -> str:

@@ -101,8 +101,8 @@ def test_after_a_newer_checkpoint_a_step_is_tried_again(tmp_path, monkeypatch):
 
 def test_a_run_that_goes_on_after_a_step_that_was_not_finite_ends_with_the_same_weights(tmp_path, monkeypatch):
     # Noise on the embeddings is drawn in every step, and added by a hook that must not be there twice.
-    opened = Start.open
-    for name, steps in (("one", []), ("two", [3])):
+    opened, bad = Start.open, [3]
+    for name, steps in (("one", []), ("two", bad)):
 
         def exploding(*args, steps=steps):
             session = opened(*args)
@@ -112,5 +112,6 @@ def test_a_run_that_goes_on_after_a_step_that_was_not_finite_ends_with_the_same_
         monkeypatch.setattr(Start, "open", exploding)
         job = a_job(tmp_path / name, "Full", checkpoint={"everySteps": 2}, hyperparameters={"neftuneAlpha": 5})
         run(job, tmp_path / name / "scratch")
+    assert bad == [], "the gradient was infinite once"
     one, two = (load_file(tmp_path / name / "out/model/model.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)

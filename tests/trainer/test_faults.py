@@ -20,6 +20,9 @@ from safetensors.torch import load_file
 
 from finetune_api.contract import ExitCode
 from finetune_api.job import FineTuneJob
+from finetune_api.run import Sharding
+from finetune_trainer.progress import read_progress
+from finetune_trainer.runtime import progress_file
 from tests.support.jobs import a_job
 from tests.support.processes import processes_in, wait_for
 from tests.support.warm import WarmPod, WarmPods, warm_pods
@@ -159,5 +162,8 @@ def test_a_slow_rank_holds_its_peers_up_and_changes_nothing(pods, undisturbed, t
     wait_for(operator.complete_steps, 60)
     gang[0].signal(signal.SIGTERM)
     assert operator.see_it_end(gang) == [ExitCode.TEMPFAIL] * 2
+    progress = read_progress(progress_file(gang[0].folder / "scratch"))
+    assert progress is not None
+    assert progress.sharding is Sharding.DDP, "what Auto has come to, for advice"
     # Both left at the same step, the slow one's: nothing but whole steps was saved.
     assert same(operator.finish(), undisturbed[0])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from finetune_api.contract import ENV_HUB_ENDPOINT, ENV_MODEL_CACHE
-from finetune_trainer.errors import StoppedError
+from finetune_trainer.errors import StoppedError, UsageError
 from finetune_trainer.inputs import fetch_model
 from finetune_trainer.model_cache import MANIFEST
 from finetune_trainer.result import Output
@@ -74,6 +75,32 @@ def test_a_model_of_the_hub_is_trained_and_stays_the_commit_that_the_first_attem
         assert Output(store, job).pinned() == f"hf://{REPO}@{first}"
 
 
+def test_a_job_that_shares_an_output_by_mistake_moves_no_other_job_to_another_commit(hub, tmp_path):
+    job, first = a_job(tmp_path, model={"uri": f"hf://{REPO}@main"}), hub.commit(REPO, "main")
+    other = job.model_copy(deep=True)
+    other.metadata.uid = "uid-2"
+    stopped = a_context(job, tmp_path / "first")
+    stopped.stop.request()
+    with pytest.raises(StoppedError):
+        run(job, stopped.scratch, 1, stopped)
+    hub.push(REPO, save_tiny_llama(tmp_path / "newer", hidden_size=24))
+    stopped = a_context(other, tmp_path / "other")
+    stopped.stop.request()
+    with pytest.raises(StoppedError):
+        run(other, stopped.scratch, 1, stopped)
+    assert run(job, tmp_path / "second", 2).steps == 6
+    (tmp_path / "out/result.json").unlink()
+    asked = len(hub.seen)
+    third = job.model_copy(deep=True)
+    third.metadata.uid = "uid-3"
+    with pytest.raises(UsageError, match="holds checkpoints of another job"):
+        run(third, tmp_path / "third")
+    assert len(hub.seen) == asked
+    with Store.connect({}) as store:
+        pins = [Output(store, it).pinned() for it in (job, other, third)]
+    assert pins == [f"hf://{REPO}@{first}", f"hf://{REPO}@{hub.commit(REPO, 'main')}", None]
+
+
 def test_the_second_job_fetches_nothing(hub, cache, fetch, tmp_path):
     _, folder = fetch("one")
     sent = hub.downloads()
@@ -103,6 +130,25 @@ def test_a_file_that_rots_is_named_and_fetched_again(hub, cache, fetch):
     assert "model.safetensors in the model cache is not what was written" in context.reporter.snapshot().warnings[0]
     assert (again / "model.safetensors").read_bytes() == good
     assert entries(cache) == [folder]
+
+
+def test_an_entry_that_cannot_be_emptied_is_in_nobodys_way(hub, cache, fetch, monkeypatch):
+    _, folder = fetch("one")
+    (folder / "config.json").write_text("")
+
+    def remove_as_nfs_does(path, **_):
+        # What somebody has open stays, under another name, until it is closed.
+        (path / "config.json").rename(path / ".nfs0001")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", remove_as_nfs_does)
+        _, again = fetch("two")
+    assert json.loads((again / "config.json").read_text())["model_type"] == "llama"
+    assert (again / MANIFEST).is_file()
+    assert len(list(cache.glob(".*.old"))) == 1
+    (again / "config.json").write_text("")
+    fetch("three")
+    assert list(cache.glob(".*.old")) == []
 
 
 def test_a_fill_that_was_broken_off_is_gone_on_with_and_is_no_model_meanwhile(hub, cache, fetch, monkeypatch):

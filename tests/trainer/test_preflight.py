@@ -127,6 +127,20 @@ def test_what_does_not_fit_is_warned_of_with_the_way_out(tmp_path: Path, check: 
     assert "use strategy QLoRA" in warning
 
 
+def test_what_fewer_pods_of_an_elastic_job_cannot_hold_is_warned_of(tmp_path: Path, check: Checked) -> None:
+    job = a_job(tmp_path, "Full")
+    product = "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb"
+    wide = json.loads((tmp_path / "model/config.json").read_text()) | {"hidden_size": 8192, "intermediate_size": 16384}
+    (tmp_path / "model/config.json").write_text(json.dumps(wide))
+    wire = large(job, nodes=8, gpusPerNode=1, gpuProduct=product).to_wire()
+    wire["spec"]["distributed"] = {"sharding": "FSDP", "minNodes": 1}
+    word = check(FineTuneJob.from_wire(wire), PET_MASTER_ADDR="127.0.0.1", PET_NODE_RANK="0")
+    assert word.exit_code == 0, word
+    warning = word.warnings[-1]
+    assert warning.startswith("on distributed.minNodes 1 each of 1 processes needs an estimated")
+    assert warning.endswith(f"which {product} has not: raise minNodes")
+
+
 # --- samples of large datasets ---------------------------------------------------------------------------------------
 
 

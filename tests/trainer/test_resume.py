@@ -148,9 +148,9 @@ def test_a_corrupt_checkpoint_is_named_in_the_warnings_and_the_one_before_is_tak
 
 def test_long_waits_for_an_upload_are_a_warning(tmp_path):
     context = a_context(a_resumable_job(tmp_path, "LoRA"), tmp_path / "scratch")
-    train._tell_wait(context, 1.0)
+    train._tell_wait(context, 1.0, moved=True)
     assert context.reporter.snapshot().warnings == []
-    train._tell_wait(context, 6.0)
+    train._tell_wait(context, 6.0, moved=False)
     assert "larger checkpoint.everySteps" in context.reporter.snapshot().warnings[0]
 
 

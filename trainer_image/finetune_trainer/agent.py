@@ -62,6 +62,11 @@ class GangAgent(SimpleElasticAgent):
         """Why the workers had to be ended, if they made no progress."""
         return self._supervision.stalled
 
+    @property
+    def stops_with_peers(self) -> bool:
+        """Whether the workers were asked to stop since another pod was."""
+        return self._supervision.stops_with_peers
+
     def _hear(self, moved: bool) -> bool:
         """Whether a rank of the gang has made progress since this was asked last."""
         if self._pulse is None:

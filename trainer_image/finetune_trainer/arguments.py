@@ -93,7 +93,7 @@ def accumulation(spec: FineTuneJobSpec, world_size: int) -> int:
     Raises:
         UsageError: the ranks cannot divide it evenly.
     """
-    planned = max(world_size, spec.resources.nodes * (spec.resources.processes_per_node or 1))
+    planned = max(world_size, spec.resources.ranks)
     batches = spec.hyperparameters.gradient_accumulation_steps * planned
     each, left = divmod(batches, world_size)
     if left:

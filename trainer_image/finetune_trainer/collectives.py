@@ -76,19 +76,6 @@ def all_say(word: T) -> list[T]:
     return said  # type: ignore[return-value]
 
 
-def node_says(context: Context, say: Callable[[], T]) -> T:
-    """What the first rank of this rank's node says; the others of the node do not call `say`."""
-    said = all_say(say() if context.local_rank == 0 else None)
-    return said[context.rank - context.local_rank]  # type: ignore[return-value]
-
-
-def meet() -> None:
-    """Wait for all ranks."""
-    if dist.is_initialized():
-        # Not dist.barrier(), which would go over the GPUs and wait for their kernels.
-        dist.all_reduce(torch.zeros(1))
-
-
 @contextmanager
 def in_turn(context: Context, what: str) -> Iterator[None]:
     """The node's first rank goes first, the others when it is done: they find what it has brought to the node's disk.

@@ -7,15 +7,9 @@ from collections.abc import Collection
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 
 from finetune_trainer.learning import let_go, plain, plainly_named
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether the model is held in shards, be some of it gathered at the moment or not."""
-    return isinstance(model, FSDPModule)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -52,6 +52,27 @@ class StoredFile:
         return self.store.open(self.info.uri, scattered=scattered, info=self.info)
 
 
+def model_files(store: Store, uri: str, refuse: Callable[[set[str]], None]) -> dict[ModelFile, str]:
+    """The files of a model that are needed, with their addresses.
+
+    Args:
+        uri: the model's folder.
+        refuse: raises UsageError when the names of the files show that something is missing.
+
+    Raises:
+        UsageError: there is no model that can be trained.
+    """
+    folder = uri.rstrip("/") + "/"
+    try:
+        infos = store.list(folder)
+        names = {ModelFile(info.uri.removeprefix(folder), info.size, info.etag): info.uri for info in infos}
+        files = needed([file for file in names if "/" not in file.name], uri)
+        refuse({file.name for file in files})
+    except MissingError as error:
+        raise UsageError(f"spec.model.uri: {error.message}", error.advice) from error
+    return {file: names[file] for file in files}
+
+
 def fetch_model(context: Context, store: Store, uri: str, refuse: Callable[[set[str]], None]) -> BaseFiles:
     """Bring the model's files here, into the job's cache where it has one; those of volumes and folders stay where they
     are.
@@ -64,16 +85,11 @@ def fetch_model(context: Context, store: Store, uri: str, refuse: Callable[[set[
         UsageError: there is no model that can be trained.
     """
     uri = uri.rstrip("/")
-    try:
-        infos = {info.uri[len(uri) + 1 :]: info for info in store.list(uri + "/")}
-        files = needed([ModelFile(name, info.size, info.etag) for name, info in infos.items() if "/" not in name], uri)
-        refuse({file.name for file in files})
-    except MissingError as error:
-        raise UsageError(f"spec.model.uri: {error.message}", error.advice) from error
+    files = model_files(store, uri, refuse)
 
     def fetch(folder: Path) -> None:
-        for file in files:
-            store.download(infos[file.name].uri, folder, _reported(context, f"model {file.name}"))
+        for file, address in files.items():
+            store.download(address, folder, _reported(context, f"model {file.name}"))
 
     name = digest(files)
     cache = ModelCache.of(context) if uri.startswith(FETCHED) else None

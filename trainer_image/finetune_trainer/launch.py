@@ -68,12 +68,12 @@ def _run(
     killed_before = oom_kills()
     workers = Workers(entrypoint, pod, started_at)
     try:
-        stumbled = _supervise(pod, job, workers, stop, rendezvous_seconds)
+        stumbled, asked = _supervise(pod, job, workers, stop, rendezvous_seconds)
     finally:
         stop.defer()
         workers.kill()
     killed = (oom_kills() or 0) - killed_before if killed_before is not None else None
-    stopping = stop.count > 0
+    stopping = stop.count > 0 or asked
     cause = root_cause(
         workers.ends(), stumbled, world_size=pod.world_size, stopping=stopping, oom_kills=killed
     ) or _missing_result(pod)
@@ -87,17 +87,28 @@ def _run(
 
 def _supervise(
     pod: Pod, job: FineTuneJob, workers: Workers, stop: StopSignals, rendezvous_seconds: float
-) -> CauseRecord | None:
-    """Run the agent to the end of all workers; returns what it stumbled over itself, a standstill included."""
-    try:
-        if pod.world_size == 1:
-            return run_alone(pod, job, workers, stop)
-        # Imports torch, while the workers import theirs.
-        from finetune_trainer.agent import GangAgent
+) -> tuple[CauseRecord | None, bool]:
+    """Run the agent to the end of all workers.
 
-        agent = GangAgent(pod, job, workers, stop, rendezvous_seconds)
+    Returns:
+        What it stumbled over itself, a standstill included, and whether another pod was asked to stop.
+    """
+    if pod.world_size == 1:
+        return _alone(pod, job, workers, stop), False
+    # Imports torch, while the workers import theirs.
+    from finetune_trainer.agent import GangAgent
+
+    agent = GangAgent(pod, job, workers, stop, rendezvous_seconds)
+    try:
         agent.run()
-        return agent.stalled
+    except Exception as error:
+        return _explain(error), agent.stops_with_peers
+    return agent.stalled, agent.stops_with_peers
+
+
+def _alone(pod: Pod, job: FineTuneJob, workers: Workers, stop: StopSignals) -> CauseRecord | None:
+    try:
+        return run_alone(pod, job, workers, stop)
     except Exception as error:
         return _explain(error)
 

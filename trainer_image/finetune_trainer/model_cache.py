@@ -10,10 +10,11 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from isal.isal_zlib import crc32
@@ -128,9 +129,12 @@ class ModelCache:
             file.write(json.dumps(Entry(uri=uri, files=files).to_wire(), indent=1))
             file.flush()
             os.fsync(file.fileno())
-        # Who has the old files open keeps them.
-        shutil.rmtree(entry, ignore_errors=True)
+        # Out of the way before it goes: what others have open stays in a folder of NFS until they let go of it.
+        with suppress(FileNotFoundError):
+            entry.rename(entry.with_name(f".{entry.name}.{secrets.token_hex(4)}.old"))
         part.rename(entry)
+        for old in entry.parent.glob(f".{entry.name}.*.old"):
+            shutil.rmtree(old, ignore_errors=True)
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:

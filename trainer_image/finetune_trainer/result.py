@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 from safetensors.torch import load, save
@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from finetune_api.common import Message
 from finetune_api.contract import Result
 from finetune_api.job import FineTuneJob
+from finetune_trainer.checkpoints import catalog
 from finetune_trainer.errors import UsageError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.storage import MissingError, Store
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 CHOICE_FILE = "report/choice.safetensors"
-PIN_FILE = "report/model.json"
 DIVERGENCE_FILE = "report/divergence.json"
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "finetune-operator")
@@ -47,6 +47,9 @@ class Pin(Message):
     uri: str
 
 
+Kept = TypeVar("Kept", Baseline, Divergence, Pin)
+
+
 class Output:
     """`output.uri` of one job."""
 
@@ -54,6 +57,13 @@ class Output:
         self._store = store
         self._job = job
         self.root = job.spec.output.uri.rstrip("/")
+        self.checkpoints = f"{self.root}/checkpoints"
+
+    def refuse_foreign(self) -> None:
+        """Raise UsageError when the folder holds another job's checkpoints; cheap, to be asked before writing to it."""
+        newest = next(catalog.complete(self._store, self.checkpoints), None)
+        if newest is not None:
+            newest.refuse_foreign(self._job.metadata.uid, self.checkpoints)
 
     def finished(self) -> Result | None:
         """The result of this very job, if an earlier attempt has delivered it.
@@ -80,12 +90,7 @@ class Output:
 
     def baseline(self) -> Baseline | None:
         """What an earlier attempt of this job measured before training."""
-        data = self._read("report/baseline.json")
-        try:
-            baseline = Baseline.model_validate_json(data) if data else None
-        except ValidationError:
-            return None
-        return baseline if baseline and baseline.uid == self._job.metadata.uid else None
+        return self._kept("report/baseline.json", Baseline)
 
     def keep_baseline(self, measured: Measured) -> None:
         """Keep it for later attempts."""
@@ -93,25 +98,22 @@ class Output:
 
     def pinned(self) -> str | None:
         """Where an earlier attempt of this job has found its model."""
-        data = self._read(PIN_FILE)
-        try:
-            pin = Pin.model_validate_json(data) if data else None
-        except ValidationError:
-            return None
-        return pin.uri if pin and pin.uid == self._job.metadata.uid else None
+        pin = self._kept(self._pin_file, Pin)
+        return pin.uri if pin else None
 
     def keep_pin(self, uri: str) -> None:
         """Keep it for later attempts."""
-        self.write(PIN_FILE, Pin(uid=self._job.metadata.uid, uri=uri))
+        self.write(self._pin_file, Pin(uid=self._job.metadata.uid, uri=uri))
+
+    @property
+    def _pin_file(self) -> str:
+        # One for each job: two that share an output by mistake must not change each other's model.
+        return f"report/model-{self._job.metadata.uid}.json"
 
     def diverged_from(self) -> int | None:
         """The step of the checkpoint after which this job has diverged, in this attempt or an earlier one."""
-        data = self._read(DIVERGENCE_FILE)
-        try:
-            found = Divergence.model_validate_json(data) if data else None
-        except ValidationError:
-            return None
-        return found.checkpoint if found and found.uid == self._job.metadata.uid else None
+        found = self._kept(DIVERGENCE_FILE, Divergence)
+        return found.checkpoint if found else None
 
     def keep_divergence(self, checkpoint: int) -> None:
         """Keep it for later attempts; before the steps are tried again, so that a pod that is lost meanwhile counts."""
@@ -136,6 +138,15 @@ class Output:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file under the folder."""
         self._store.write_bytes(f"{self.root}/{name}", text.encode())
+
+    def _kept(self, name: str, kind: type[Kept]) -> Kept | None:
+        """What an earlier attempt of this job has left; None where another job did, or it cannot be read."""
+        data = self._read(name)
+        try:
+            kept = kind.model_validate_json(data) if data else None
+        except ValidationError:
+            return None
+        return kept if kept and kept.uid == self._job.metadata.uid else None
 
     def _read(self, name: str) -> bytes | None:
         try:

@@ -146,15 +146,16 @@ class Start:
         context, spec, compute = self.context, self.context.job.spec, self.compute
         if context.world_size == 1:
             return None
-        processes = spec.resources.processes_per_node or 1
 
         def choose() -> Sharding:
             estimator = Estimator(partial(Sketch.of, spec, base.folder, compute.dtype))
             fits_replicated = partial(estimator.fits_replicated, context.world_size)
-            return choose_sharding(spec, context.world_size, compute.hardware.memory(processes), fits_replicated)
+            memory = compute.hardware.memory(spec.resources.processes)
+            return choose_sharding(spec, context.world_size, memory, fits_replicated)
 
         asked = spec.distributed.sharding
         sharding = first_says(choose) if asked is Sharding.AUTO else asked
+        context.reporter.update(sharding=sharding)
         words = "replicated (DDP)" if sharding is Sharding.DDP else "in shards (FSDP)"
         context.reporter.stage(Stage.LOADING, f"{context.world_size} ranks hold the model {words}")
         return sharding

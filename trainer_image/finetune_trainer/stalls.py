@@ -25,6 +25,8 @@ from finetune_trainer.stacks import STACKS_SIGNAL, Frame, main_stack, place, sta
 LOOKS = 20
 """How often it is looked within the time that is allowed."""
 MOST_SECONDS_BETWEEN = 30.0
+HEARING_SECONDS = 3.0
+"""From a move until the agents of all pods know: their pulse beats once a second."""
 DUMP_SECONDS = 5.0
 """How long a process may take to write its stacks; it needs milliseconds if it is scheduled at all."""
 KEEP_SECONDS = 20.0
@@ -61,9 +63,19 @@ class StallWatch:
         self._beats: list[int | None] = []
         self._idle = 0.0
 
+    @property
+    def _every(self) -> float:
+        """Seconds between looks."""
+        return min(self._limit / LOOKS, MOST_SECONDS_BETWEEN)
+
+    @property
+    def peers_seconds(self) -> float:
+        """How much later the watch of another pod may find the same standstill."""
+        return 2 * self._every + HEARING_SECONDS
+
     def overdue(self) -> float | None:
         """Seconds without progress if they are too many, else None; cheap enough to be asked all the time."""
-        now, every = self._clock(), min(self._limit / LOOKS, MOST_SECONDS_BETWEEN)
+        now, every = self._clock(), self._every
         if now - self._looked < every:
             return None
         # Time in which this process was frozen itself says nothing about the others.

@@ -12,7 +12,7 @@ from finetune_api.job import FineTuneJob
 from finetune_trainer.causes import CauseRecord
 from finetune_trainer.preemption import HURRY_SECONDS, stop_budget
 from finetune_trainer.runtime import Pod
-from finetune_trainer.stalls import StallWatch, allowed_seconds, end_of_patience
+from finetune_trainer.stalls import StallWatch, allowed_seconds, end_of_patience, take_stacks
 from finetune_trainer.stop_signals import StopSignals
 from finetune_trainer.workers import Workers
 
@@ -39,6 +39,7 @@ class Supervision:
 
     Attributes:
         stalled: why the workers had to be ended, if they made no progress.
+        stops_with_peers: whether they were asked to stop since another pod was.
     """
 
     def __init__(
@@ -49,7 +50,8 @@ class Supervision:
         self.stalled: CauseRecord | None = None
         self._deadline: float | None = None
         self._forwarded = 0
-        self._stopped_with_peers = False
+        self.stops_with_peers = False
+        self._overdue: float | None = None
 
     def look(self) -> Finding:
         """Forward what was asked since the last look, and see how the workers are."""
@@ -65,7 +67,7 @@ class Supervision:
         """Another pod of the gang was asked to stop: its ranks leave, so these must, wherever they are now."""
         if self._deadline is None:
             print("another pod was asked to stop; the workers save and leave", file=sys.stderr, flush=True)
-            self._stopped_with_peers = True
+            self.stops_with_peers = True
             self._workers.terminate()
             self._allow(stop_budget(self._pod.grace_seconds))
 
@@ -80,7 +82,7 @@ class Supervision:
             self._forwarded = self._stop.count
             print("asked to stop; the workers save and leave", file=sys.stderr, flush=True)
             # Once is a request, twice is a hurry: that the peers came first must not make it one.
-            if not (self._stopped_with_peers and self._forwarded == 1):
+            if not (self.stops_with_peers and self._forwarded == 1):
                 self._workers.terminate()
             self._allow(stop_budget(self._pod.grace_seconds) if self._forwarded == 1 else HURRY_SECONDS)
 
@@ -93,9 +95,21 @@ class Supervision:
     def _hangs(self) -> bool:
         """Whether patience is over. Not while they stop: that has a deadline of its own."""
         seconds = self._watch.overdue() if self._deadline is None else None
-        if seconds is not None:
-            self.stalled = end_of_patience(self._pod, self._job, self._workers.processes, seconds)
-        return self.stalled is not None
+        if seconds is None:
+            return False
+        if self._pod.nodes > 1 and self._may_wait(seconds):
+            return False
+        self.stalled = end_of_patience(self._pod, self._job, self._workers.processes, seconds)
+        return True
+
+    def _may_wait(self, seconds: float) -> bool:
+        """The culprit's pod may find it a little later, and its ranks that wait would end it when these are gone."""
+        if self._overdue is None or seconds < self._overdue:
+            if not all(one.waits for one in take_stacks(self._pod.scratch, self._workers.processes)):
+                return False
+            # From now on it is somebody else's fault: a rank that does something else then is about to end.
+            self._overdue = seconds
+        return seconds - self._overdue < self._watch.peers_seconds
 
     def _allow(self, seconds: float) -> None:
         until = time.monotonic() + seconds

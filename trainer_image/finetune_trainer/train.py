@@ -80,10 +80,12 @@ def main(context: Context) -> None:
 def _run(context: Context, store: Store, output: Output) -> Result | None:
     """The result, on rank 0."""
     start = Start.of(context, store, output)
+    if context.is_main:
+        output.refuse_foreign()
     base = start.fetch()
     with _checkpoints(context, store, output, base.digest) as checkpoints:
         if context.is_main:
-            checkpoints.refuse_foreign_output()
+            checkpoints.refuse_other_base()
         session = start.open(base)
         session.trainer.checkpoints = checkpoints
         before = _before(context, session, output)
@@ -112,7 +114,7 @@ def _checkpoints(context: Context, store: Store, output: Output, base_digest: st
     )
     return Checkpoints(
         store,
-        f"{output.root}/checkpoints",
+        output.checkpoints,
         identity,
         # Asked at every commit: the one setting that may change under a running job.
         keep=lambda: load_job(context.job_file).spec.checkpoint.keep,

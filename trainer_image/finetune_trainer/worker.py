@@ -81,7 +81,7 @@ def main() -> NoReturn:
     try:
         _run(entrypoint, channel, stop, reporter)
     except BaseException as error:
-        code = _record_end(error, pod, rank, reporter)
+        code = record_end(error, pod, rank, reporter)
     stacks.close()
     _leave(code)
 
@@ -122,7 +122,7 @@ def _prepare_streams(world_size: int, rank: int) -> None:
         sys.stderr = RankedStream(sys.stderr, rank)
 
 
-def _record_end(error: BaseException, pod: Pod, rank: int, reporter: Reporter) -> int:
+def record_end(error: BaseException, pod: Pod, rank: int, reporter: Reporter) -> int:
     """Write down what ended this rank; returns the exit code."""
     if isinstance(error, SystemExit):
         if error.code in (0, None):
@@ -130,7 +130,7 @@ def _record_end(error: BaseException, pod: Pod, rank: int, reporter: Reporter) -
         message = f"the program exited by itself with {error.code!r}"
         record = CauseRecord(kind=Kind.OWN, exit_code=contract.ExitCode.SOFTWARE, message=message)
     else:
-        record = classify(error, _job(pod))
+        record = classify(error, _job(pod, reporter))
     if not isinstance(error, TrainerError):
         traceback.print_exception(error)
     reporter.save()
@@ -142,11 +142,15 @@ def _record_end(error: BaseException, pod: Pod, rank: int, reporter: Reporter) -
     return record.exit_code
 
 
-def _job(pod: Pod) -> FineTuneJob | None:
+def _job(pod: Pod, reporter: Reporter) -> FineTuneJob | None:
+    """As it runs: advice must not name what Auto has come to anyway."""
     try:
-        return load_job(pod.job_file)
+        job = load_job(pod.job_file)
     except TrainerError:
         return None
+    if (sharding := reporter.snapshot().sharding) is not None:
+        job.spec.distributed.sharding = sharding
+    return job
 
 
 def _leave(code: int) -> NoReturn:

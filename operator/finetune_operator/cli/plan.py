@@ -64,7 +64,7 @@ def summary(job: FineTuneJob) -> Iterator[str]:
     yield f"{job.metadata.namespace}/{job.metadata.name}: {spec.strategy.type.value} for {spec.task.type.value}"
     yield f"from {spec.model.uri} with {spec.dataset.uri} to {spec.output.uri}"
     yield f"{pods} pod(s), each with {gpus or 'no'} GPU(s), {spec.resources.cpu} CPU and {memory} of memory"
-    values, ranks = spec.hyperparameters, pods * (spec.resources.processes_per_node or 1)
+    values, ranks = spec.hyperparameters, spec.resources.ranks
     if ranks > 1:
         rows = values.per_device_batch_size * values.gradient_accumulation_steps * ranks
         yield f"{ranks} processes train together: {rows:,} rows a step, a learning rate of {values.learning_rate:g}"

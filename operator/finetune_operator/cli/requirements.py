@@ -17,6 +17,7 @@ from finetune_operator.cluster.rules import key_of
 def require(document: Document, job: Object) -> None:
     """Raise CliError where this machine cannot give the job what it asks for."""
     _gpus(document, job)
+    _containers(document, job)
     _keys(document, job)
 
 
@@ -50,6 +51,15 @@ def _gpus(document: Document, job: Object) -> None:
         raise CliError(
             f"{document.place}: {asked}, and this machine has {present} GPU(s); set it to what there is, or to 0 for "
             "the CPU"
+        )
+
+
+def _containers(document: Document, job: Object) -> None:
+    """Pods are processes here, and what stands in an image is nowhere."""
+    if (job["spec"].get("podTemplate") or {}).get("initContainers"):
+        raise CliError(
+            f"{document.place}: spec.podTemplate.initContainers are containers of other images, which this machine "
+            "does not run; remove them here, and do by hand what they do"
         )
 
 

@@ -95,7 +95,11 @@ def _check_config_map(old: Object, new: Object) -> None:
 
 def _check_job(old: Object, new: Object) -> None:
     before, after = old["spec"], new["spec"]
-    for field in before.keys() | after.keys():
+    fixed = before.keys() | after.keys()
+    if after.get("completionMode") == "Indexed" and after.get("completions") == after.get("parallelism"):
+        # Elastic Indexed Jobs: both numbers may change, together.
+        fixed -= {"completions"}
+    for field in fixed:
         if field not in MUTABLE_IN_JOB and before.get(field) != after.get(field):
             raise InvalidError(f"{described(old)} is invalid: spec.{field}: Invalid value: field is immutable")
     if before["template"] != after["template"] and not _template_may_change(old, new):

@@ -16,11 +16,13 @@ from finetune_operator.lifecycle.decision import (
     Number,
     Remove,
     Resume,
+    Shrink,
     Suspend,
     WorkloadAction,
 )
 from finetune_operator.lifecycle.ending import refused, unreadable
 from finetune_operator.lifecycle.preflight import is_due
+from finetune_operator.lifecycle.queued import was_taken_back
 
 __all__ = [
     "HOPELESS",
@@ -37,10 +39,12 @@ __all__ = [
     "Number",
     "Remove",
     "Resume",
+    "Shrink",
     "Suspend",
     "WorkloadAction",
     "decide",
     "is_due",
     "refused",
     "unreadable",
+    "was_taken_back",
 ]

@@ -14,6 +14,7 @@ from finetune_operator.lifecycle.chain import await_named
 from finetune_operator.lifecycle.conditions import with_conditions
 from finetune_operator.lifecycle.deadlines import expire, next_limit, past_deadline, time_to_live
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Action, Decision, Delete, Situation, Suspend
+from finetune_operator.lifecycle.elastic import shrink, shrink_due
 from finetune_operator.lifecycle.ending import finish
 from finetune_operator.lifecycle.held import let_go, look_again
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
@@ -22,7 +23,7 @@ from finetune_operator.lifecycle.preflight import check_first, stop_preflight
 from finetune_operator.lifecycle.queued import in_queue, leave_queue, restart_in_queue
 from finetune_operator.lifecycle.running import follow
 from finetune_operator.lifecycle.stalled import end_standstill
-from finetune_operator.lifecycle.start import start_next, still_there
+from finetune_operator.lifecycle.start import start_next, still_there, suspending
 from finetune_operator.lifecycle.warnings import with_notices, with_warnings
 from finetune_operator.observed import (
     SETTLE_SECONDS,
@@ -36,10 +37,10 @@ from finetune_operator.observed import (
     torn_down,
     uid,
     workload_attempt,
+    workload_nodes,
 )
 from finetune_operator.settings import Settings
 
-SUSPENDING = "Suspending"
 Rule = Callable[[Situation], Decision | None]
 
 
@@ -55,13 +56,13 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     if decision.action is not None:
         return decision
     limit = time_to_live(situation) if ended else next_limit(situation, decision.status)
-    requeue_after = _sooner(look_again(situation, decision.requeue_after), limit)
+    requeue_after = _soonest(look_again(situation, decision.requeue_after), limit, shrink_due(situation))
     told = decision.status if ended else with_conditions(situation, decision.status, decision.valid)
     return with_notices(replace(decision, status=told, requeue_after=requeue_after), job.status)
 
 
-def _sooner(one: float | None, other: float | None) -> float | None:
-    return min((seconds for seconds in (one, other) if seconds is not None), default=None)
+def _soonest(*moments: float | None) -> float | None:
+    return min((seconds for seconds in moments if seconds is not None), default=None)
 
 
 def _stay_ended(situation: Situation) -> Decision:
@@ -84,7 +85,7 @@ def _adopt(status: FineTuneJobStatus, observed: Observed, now: datetime) -> Fine
         return status
     start = status.start_time or timestamp(now)
     update = {"workload": uid(workload), "attempt": workload_attempt(workload), "start_time": start, "incident": None}
-    return status.model_copy(update=update)
+    return status.model_copy(update={**update, "nodes": workload_nodes(workload)})
 
 
 def _heard(status: FineTuneJobStatus, observed: Observed) -> FineTuneJobStatus:
@@ -101,6 +102,8 @@ def _in_incident(situation: Situation) -> Decision | None:
     incident = situation.status.incident
     if incident is None:
         return None
+    if incident.retry and not situation.job.spec.suspend and (over := past_deadline(situation)) is not None:
+        return over
     return restart_in_queue(situation, incident) or handle_incident(situation, incident)
 
 
@@ -113,22 +116,18 @@ def _suspended_by_user(situation: Situation) -> Decision | None:
     if workload is not None and not is_suspended(workload):
         return Decision(situation.status, Suspend())
     if not torn_down(situation.observed):
-        text = f"Suspending: waiting for {still_there(situation.observed)}"
-        phase = situation.status.phase or Phase.STARTING
-        return Decision(situation.to(phase, SUSPENDING, text), requeue_after=TEARDOWN_SECONDS)
+        return Decision(suspending(situation), requeue_after=TEARDOWN_SECONDS)
     checkpoint = situation.status.checkpoint
     # A pod may be gone before its last word was read, and with it the news of what it saved at the end.
     point = f"its newest checkpoint, of step {checkpoint.step} or later," if checkpoint else "its newest checkpoint"
     text = f"Suspended; it goes on from {point} when spec.suspend is false" if situation.status.attempt else "Suspended"
-    return Decision(situation.to(Phase.SUSPENDED, "Suspended", text))
+    return Decision(situation.to(Phase.SUSPENDED, "Suspended", text, workload=None))
 
 
 def _workload_lost(situation: Situation) -> Decision | None:
     """Somebody deleted the Job of a running attempt, or deleted and re-created it by hand."""
     status, workload = situation.status, situation.observed.workload
-    if status.workload is None or status.phase is Phase.SUSPENDED or status.reason == SUSPENDING:
-        return None
-    if workload is not None and uid(workload) == status.workload:
+    if status.workload is None or (workload is not None and uid(workload) == status.workload):
         return None
     return open_incident(situation, Failure(Cause.DISRUPTION, "The job's Indexed Job was deleted from outside"))
 
@@ -140,8 +139,11 @@ def _not_started(situation: Situation) -> Decision | None:
         return None
     if not torn_down(situation.observed):
         text = f"An earlier run has not ended: waiting for {still_there(situation.observed)}"
-        return Decision(situation.to(Phase.STARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
-    return start_next(situation)
+        waits = Decision(situation.to(Phase.STARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
+        return past_deadline(situation) or waits
+    # What was made smaller is woken as it is.
+    anew = workload is None or situation.status.phase is Phase.SUSPENDED
+    return start_next(situation, None if anew else situation.nodes)
 
 
 def _failing(situation: Situation) -> Decision | None:
@@ -170,6 +172,7 @@ RULES: tuple[Rule, ...] = (
     past_deadline,
     end_standstill,
     tidy,
+    shrink,
     follow,
 )
 RULES_AT_THE_END: tuple[Rule, ...] = (let_go, expire, _stay_ended)

@@ -9,15 +9,16 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.cluster.port import Object
-from finetune_operator.observed import Observed, parse_time, timestamp
+from finetune_operator.observed import Observed, parse_time, timestamp, workload_nodes
 from finetune_operator.settings import Settings
 
 MAX_MESSAGE = 4096
 """The schema's bound of status.message."""
 TEARDOWN_SECONDS = 10.0
 """How soon to look again while pods are stopping; their events usually come first."""
-
-
+REFUSED_SECONDS = 30.0
+"""How soon to look again while there are no pods: the Job controller's events reach no watch of ours."""
+PODS_REFUSED = "PodsRefused"
 WAITING = (Phase.STARTING, Phase.RESTARTING)
 """Phases in which pods may run and do not."""
 
@@ -35,10 +36,18 @@ class Suspend:
 
 
 @dataclass(frozen=True)
+class Shrink:
+    """Set the Indexed Job's suspend to true and the number of its pods to this, in one patch."""
+
+    nodes: int
+
+
+@dataclass(frozen=True)
 class Resume:
-    """Number the Indexed Job's next pods with this attempt and set suspend to false, in one patch."""
+    """Number the Indexed Job's next pods with this attempt, have so many, and set suspend to false, in one patch."""
 
     attempt: int
+    nodes: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ class Expire:
     """Delete the FineTuneJob itself; its children go with it."""
 
 
-WorkloadAction = Create | Suspend | ForgetStart | Resume | Number | Delete
+WorkloadAction = Create | Suspend | Shrink | ForgetStart | Resume | Number | Delete
 Action = WorkloadAction | Free | Remove | Expire | CreatePreflight | DeletePreflight
 
 
@@ -126,7 +135,9 @@ class Situation:
 
     @property
     def nodes(self) -> int:
-        return self.job.spec.resources.nodes
+        """Pods of the present gang, or of the next one."""
+        workload = self.observed.workload
+        return self.job.spec.resources.nodes if workload is None else workload_nodes(workload)
 
     @property
     def is_queued(self) -> bool:

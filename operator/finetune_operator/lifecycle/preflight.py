@@ -14,7 +14,15 @@ from finetune_api.job import FineTuneJobSpec
 from finetune_api.status import TERMINAL, FineTuneJobStatus, Phase
 from finetune_operator.failures import Failure, classify_pod, obstacle, termination_message
 from finetune_operator.lifecycle.conditions import INCONCLUSIVE, PASSED, verdict
-from finetune_operator.lifecycle.decision import CreatePreflight, Decision, DeletePreflight, Notice, Situation
+from finetune_operator.lifecycle.decision import (
+    PODS_REFUSED,
+    REFUSED_SECONDS,
+    CreatePreflight,
+    Decision,
+    DeletePreflight,
+    Notice,
+    Situation,
+)
 from finetune_operator.lifecycle.ending import fail
 from finetune_operator.lifecycle.text import duration
 from finetune_operator.observed import completed, failed, finished
@@ -24,8 +32,6 @@ DECISIVE = (ExitCode.USAGE, ExitCode.DATA, ExitCode.NOPERM, ExitCode.UNAVAILABLE
 """What the check says of the job, and what ends it; any other end of its pod says nothing about the job."""
 TOO_LONG = "DeadlineExceeded"
 """How the Job controller words that a Job has reached its activeDeadlineSeconds."""
-REFUSED_SECONDS = 30.0
-"""How soon to look again while there is no pod: the Job controller's events reach no watch of ours."""
 
 
 def is_due(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> bool:
@@ -60,6 +66,10 @@ def _wait(situation: Situation) -> Decision:
     held_up = obstacle(pods)
     if held_up is not None:
         return Decision(situation.to(Phase.PREFLIGHT, held_up.reason, held_up.message))
+    refusal = situation.observed.refusal
+    if not pods and refusal is not None:
+        text = f"The cluster refuses the pod that checks the job: {refusal}"
+        return Decision(situation.to(Phase.PREFLIGHT, PODS_REFUSED, text), requeue_after=REFUSED_SECONDS)
     text = "Checking model, data, output and memory before the job starts"
     return Decision(situation.to(Phase.PREFLIGHT, "Preflight", text), requeue_after=None if pods else REFUSED_SECONDS)
 

@@ -9,14 +9,17 @@ another attempt leaves: incarnations still never mix.
 from __future__ import annotations
 
 from finetune_api.contract import Cause
-from finetune_api.status import ConditionType, Incident, Phase
+from finetune_api.status import ConditionType, FineTuneJobStatus, Incident, Phase
 from finetune_operator.failures import Failure
+from finetune_operator.lifecycle.deadlines import past_deadline
 from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Delete, Free, Remove, Situation, Suspend
 from finetune_operator.lifecycle.incidents import open_incident
-from finetune_operator.lifecycle.start import start_next, still_there
+from finetune_operator.lifecycle.start import start_next, still_there, suspending
 from finetune_operator.observed import (
+    Observed,
     attempt_of,
     controller_uid,
+    current_pods,
     is_deleting,
     is_suspended,
     live_pods,
@@ -34,7 +37,7 @@ def in_queue(situation: Situation) -> Decision | None:
     if not is_suspended(workload):
         return _clear(situation)
     queue = situation.job.spec.scheduling.queue
-    if _was_admitted(situation):
+    if was_taken_back(situation.status, situation.observed):
         why = situation.observed.eviction or "Kueue gave no reason"
         return open_incident(situation, Failure(Cause.DISRUPTION, f"Queue {queue} took the job back: {why}"))
     text = f"Waiting in queue {queue}"
@@ -58,12 +61,21 @@ def leave_queue(situation: Situation) -> Decision | None:
     """A user's suspension gives the place in the queue back; None where there is none."""
     if not situation.is_queued or situation.observed.workload is None:
         return None
+    if situation.status.workload is not None:
+        # Written before it is done: a crash in between must not make a loss of it.
+        return Decision(suspending(situation), requeue_after=0.0)
     return Decision(situation.status, Delete())
 
 
-def _was_admitted(situation: Situation) -> bool:
-    conditions = situation.status.conditions
-    return any(item.type is ConditionType.ADMITTED and item.status == "True" for item in conditions)
+def was_taken_back(status: FineTuneJobStatus, observed: Observed) -> bool:
+    """Whether a queue has suspended a Job that it had admitted.
+
+    What ran ran, also where no status tells of it: two incarnations must never have one number.
+    """
+    if observed.workload is None or not is_suspended(observed.workload):
+        return False
+    admitted = any(item.type is ConditionType.ADMITTED and item.status == "True" for item in status.conditions)
+    return admitted or bool(current_pods(observed))
 
 
 def _clear(situation: Situation) -> Decision | None:
@@ -83,4 +95,5 @@ def _clear(situation: Situation) -> Decision | None:
     if not old:
         return None
     text = f"Waiting for {still_there(situation.observed)}"
-    return Decision(situation.to(Phase.RESTARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
+    waits = Decision(situation.to(Phase.RESTARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
+    return past_deadline(situation) or waits

@@ -1,14 +1,19 @@
-"""Starting the next attempt: only when nothing of an earlier one is left."""
+"""Starting the next attempt, only when nothing of an earlier one is left; and what is said while something is."""
 
 from __future__ import annotations
 
+from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.lifecycle.decision import Create, Decision, Delete, ForgetStart, Number, Resume, Situation
 from finetune_operator.lifecycle.text import count
 from finetune_operator.observed import Observed, has_completed_index, has_start_time, live_pods
 
 
-def start_next(situation: Situation) -> Decision:
-    """Create the Job or wake it, under the next attempt's number; everything is torn down."""
+def start_next(situation: Situation, nodes: int | None = None) -> Decision:
+    """Create the Job or wake it, under the next attempt's number; everything is torn down.
+
+    Args:
+        nodes: pods of an elastic job that goes on with fewer; absent: all.
+    """
     workload, attempt = situation.observed.workload, situation.status.attempt + 1
     if workload is None:
         return Decision(situation.status, Create(attempt))
@@ -17,10 +22,19 @@ def start_next(situation: Situation) -> Decision:
         return Decision(situation.status, Delete())
     if has_start_time(workload):
         return Decision(situation.status, ForgetStart())
-    return Decision(situation.status, Number(attempt) if situation.is_queued else Resume(attempt))
+    if situation.is_queued:
+        return Decision(situation.status, Number(attempt))
+    return Decision(situation.status, Resume(attempt, nodes or situation.job.spec.resources.nodes))
 
 
 def still_there(observed: Observed) -> str:
     """What a teardown waits for."""
     live = live_pods(observed)
     return f"{count(len(live))} to save and stop" if live else "the Job to come to rest"
+
+
+def suspending(situation: Situation) -> FineTuneJobStatus:
+    """On the way to a user's suspension. The attempt is over, so its Job is missed no more, also where the user changes
+    his mind before all is torn down."""
+    text = f"Suspending: waiting for {still_there(situation.observed)}"
+    return situation.to(situation.status.phase or Phase.STARTING, "Suspending", text, workload=None)

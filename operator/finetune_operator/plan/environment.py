@@ -51,10 +51,12 @@ def _contract(job: FineTuneJob) -> Iterator[Object]:
 
 def _rendezvous(job: FineTuneJob, settings: Settings) -> Iterator[Object]:
     resources = job.spec.resources
-    yield _value(contract.ENV_NNODES, str(resources.nodes))
+    yield _field(contract.ENV_NNODES, f"metadata.annotations['{contract.ANNOTATION_NODES}']")
     yield _value(contract.ENV_NPROC_PER_NODE, str(resources.processes_per_node))
     yield _field(contract.ENV_NODE_RANK, COMPLETION_INDEX)
-    yield _value(contract.ENV_MASTER_ADDR, master_address(job, settings.cluster_domain))
+    if resources.nodes > 1:
+        # One that is alone needs no name: it meets itself under its own address.
+        yield _value(contract.ENV_MASTER_ADDR, master_address(job, settings.cluster_domain))
     yield _value(contract.ENV_MASTER_PORT, str(contract.RENDEZVOUS_PORT))
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.contract import ANNOTATION_ATTEMPT, PROGRESS_PORT, TERMINATION_LOG, TRAINER_CONTAINER
+from finetune_api.contract import (
+    ANNOTATION_ATTEMPT,
+    ANNOTATION_NODES,
+    PROGRESS_PORT,
+    TERMINATION_LOG,
+    TRAINER_CONTAINER,
+)
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.port import Object
 from finetune_operator.plan.environment import environment
@@ -21,15 +27,19 @@ NODE_LOSS_SECONDS = 30
 GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 
+RESTRICTED: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""What Pod Security's strictest level asks of every container."""
+
+
 def pod_template(job: FineTuneJob, settings: Settings, attempt: int) -> Object:
-    """Metadata and spec of the pods; the attempt is the only thing that later changes, by patch while suspended."""
-    template = job.spec.pod_template
+    """Metadata and spec of the pods; attempt and nodes alone change later, by patch while suspended."""
+    template, nodes = job.spec.pod_template, job.spec.resources.nodes
     added_labels = template.labels if template else {}
     added_annotations = template.annotations if template else {}
     return {
         "metadata": {
             "labels": {**added_labels, **labels(job)},
-            "annotations": {**added_annotations, ANNOTATION_ATTEMPT: str(attempt)},
+            "annotations": {**added_annotations, ANNOTATION_ATTEMPT: str(attempt), ANNOTATION_NODES: str(nodes)},
         },
         "spec": _pod_spec(job, settings),
     }
@@ -39,13 +49,14 @@ def _pod_spec(job: FineTuneJob, settings: Settings) -> Object:
     scheduling, storage, template = job.spec.scheduling, job.spec.storage, job.spec.pod_template
     spec: Object = {
         "restartPolicy": "Never",
-        "subdomain": workload_name(job.metadata.name),
+        "subdomain": workload_name(job.metadata.name) if job.spec.resources.nodes > 1 else None,
         "terminationGracePeriodSeconds": job.spec.run_policy.termination_grace_period_seconds,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": _pod_security(),
+        "securityContext": _pod_security(job),
         "tolerations": _tolerations(job),
         "nodeSelector": _node_selector(job),
+        "initContainers": _init_containers(job),
         "containers": [_trainer(job, settings)],
         "volumes": [item.volume for item in volumes(job)] + (template.volumes if template else []),
         "serviceAccountName": storage.service_account_name,
@@ -68,12 +79,7 @@ def _trainer(job: FineTuneJob, settings: Settings) -> Object:
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],
         "resources": _resources(job),
         "volumeMounts": [item.mount for item in volumes(job)] + (template.volume_mounts if template else []),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-            **network_rights(job, settings),
-        },
+        "securityContext": {**RESTRICTED, "readOnlyRootFilesystem": True, **network_rights(job, settings)},
         "terminationMessagePath": TERMINATION_LOG,
         # A trainer that could not even start leaves no message: then the end of its log says why.
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -96,7 +102,15 @@ def _resources(job: FineTuneJob) -> Object:
     return {"requests": {"cpu": resources.cpu, **fixed}, "limits": fixed}
 
 
-def _pod_security() -> Object:
+def _init_containers(job: FineTuneJob) -> list[Object]:
+    """The job's own, as restricted as the trainer, but that they may write into their image."""
+    template = job.spec.pod_template
+    return [{**item, "securityContext": RESTRICTED} for item in (template.init_containers if template else [])]
+
+
+def _pod_security(job: FineTuneJob) -> Object:
+    template = job.spec.pod_template
+    own = (template.security_context if template else None) or {}
     return {
         "runAsNonRoot": True,
         "runAsUser": USER,
@@ -105,6 +119,7 @@ def _pod_security() -> Object:
         # Large volumes are not walked file by file at every start.
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
+        **own,
     }
 
 

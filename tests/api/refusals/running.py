@@ -77,6 +77,74 @@ BY_RULE = (
         "in host memory anyway; remove it, or set resources.gpusPerNode",
     ),
     Refusal(
+        "one pod that is to be kept together",
+        {"spec.scheduling.topologyKey": "topology.kubernetes.io/zone"},
+        "spec.scheduling.topologyKey: Forbidden: topologyKey keeps several pods together; set resources.nodes above 1, "
+        "or remove it",
+    ),
+    Refusal(
+        "a topology that is no label",
+        {"spec.resources.nodes": 2, "spec.scheduling.topologyKey": "the zone"},
+        'spec.scheduling.topologyKey: Invalid value: "the zone": must be the key of a node label, such as '
+        "topology.kubernetes.io/zone",
+    ),
+    Refusal(
+        "a second trainer",
+        {f"{POD}.initContainers": [{"name": "trainer", "image": "a:1"}]},
+        f'{POD}.initContainers[0].name: Invalid value: "trainer": this is the trainer\'s own name; choose another',
+    ),
+    Refusal(
+        "a container's name that is none",
+        {f"{POD}.initContainers": [{"name": "A", "image": "a:1"}]},
+        f'{POD}.initContainers[0].name: Invalid value: "A": the name of a container has small letters, digits and '
+        "'-' only",
+    ),
+    Refusal(
+        "an init container's volume that is not there",
+        {f"{POD}.initContainers": [{"name": "a", "image": "a:1", "volumeMounts": [{"name": "b", "mountPath": "/b"}]}]},
+        f"{POD}: Invalid value: initContainers may only mount volumes of podTemplate.volumes; add the volume or remove "
+        "the mount",
+    ),
+    Refusal(
+        "an init container's variable with a hyphen",
+        {f"{POD}.initContainers": [{"name": "a", "image": "a:1", "env": [{"name": "A-B"}]}]},
+        f'{POD}.initContainers[0].env[0].name: Invalid value: "A-B": the name of a variable has letters, digits and '
+        "'_' only",
+    ),
+    Refusal(
+        "an init container's relative path",
+        {
+            f"{POD}.volumes": [{"name": "b", "emptyDir": {}}],
+            f"{POD}.initContainers": [{"name": "a", "image": "a:1", "volumeMounts": [{"name": "b", "mountPath": "b"}]}],
+        },
+        f'{POD}.initContainers[0].volumeMounts[0].mountPath: Invalid value: "b": mountPath must be an absolute path '
+        "without ':'",
+    ),
+    Refusal(
+        "an elastic job without any play",
+        {"spec.resources.nodes": 2, "spec.distributed": {"minNodes": 2}},
+        "spec.distributed.minNodes: Forbidden: minNodes is a number of pods that is enough where resources.nodes find "
+        "no room; set it below resources.nodes",
+    ),
+    Refusal(
+        "pods that cannot share a step",
+        {"spec.resources.nodes": 4, "spec.distributed": {"minNodes": 3}},
+        "spec.distributed.minNodes: Forbidden: minNodes pods must be able to share a step's batches evenly; set it to "
+        "a divisor of resources.nodes x hyperparameters.gradientAccumulationSteps",
+    ),
+    Refusal(
+        "an elastic job in a queue",
+        {"spec.resources.nodes": 4, "spec.distributed": {"minNodes": 2}, "spec.scheduling": {"queue": "team"}},
+        "spec.distributed.minNodes: Forbidden: a queue or another controller gives a job room as a whole; remove "
+        "minNodes, or scheduling.queue and scheduling.managedBy",
+    ),
+    Refusal(
+        "patience of no elastic job",
+        {"spec.distributed": {"minNodesAfterSeconds": 60}},
+        "spec.distributed.minNodesAfterSeconds: Forbidden: minNodesAfterSeconds is how long minNodes waits; set "
+        "distributed.minNodes, or remove it",
+    ),
+    Refusal(
         "single elements of shards",
         {
             "spec.strategy": {"type": "Partial", "select": {"layers": {"last": 1}, "fisher": {"fraction": 0.1}}},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.api.refusals.refusal import POD, not_yet, only
+from tests.api.refusals.refusal import not_yet, only
 
 UNSUPPORTED = (
     only(
@@ -25,9 +25,5 @@ UNSUPPORTED = (
     ),
     not_yet("spec.model.adapter", {"uri": "s3://a/b"}, "merge the adapter into the model and name that"),
     not_yet("spec.dataset.preparation", {"deduplicate": True}, "prepare the data before the job"),
-    not_yet("spec.distributed.minNodes", 1, "remove it"),
-    not_yet("spec.scheduling.topologyKey", "zone", "set scheduling.affinity"),
     not_yet("spec.tracking", {}, "remove it"),
-    not_yet(f"{POD}.securityContext", {}, "remove it"),
-    not_yet(f"{POD}.initContainers", [{"name": "a"}], "remove it"),
 )

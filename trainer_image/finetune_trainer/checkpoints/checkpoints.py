@@ -30,7 +30,7 @@ class Checkpoints:
     Args:
         root: `<output.uri>/checkpoints`.
         identity: job, uid, attempt, world size, base digest and versions, as every manifest of this run states them.
-        keep: how many of the newest stay; asked at every commit, since it may change while the job runs.
+        keep: how many of the newest stay; asked by the main rank at every commit, since it may change meanwhile.
         on_commit: called from a background thread when a step is complete in the bucket.
         on_wait: called about every second while the training waits for an upload.
         gang: the ranks that save and restore together.
@@ -71,7 +71,7 @@ class Checkpoints:
         """
         found = list(catalog.complete(self._store, self._root)) if self.gang.rank == 0 else []
         for manifest in self.gang.gather(found)[0]:
-            self._refuse_foreign(manifest)
+            self._refuse_other(manifest)
             try:
                 folder = self._bring(manifest, manifest.files, directory)
             except CorruptCheckpointError as error:
@@ -120,20 +120,15 @@ class Checkpoints:
         except CorruptCheckpointError as error:
             return directory, error.message
 
-    def refuse_foreign_output(self) -> None:
-        """Raise UsageError when the output holds another job's checkpoints; cheap, to be asked before training."""
+    def refuse_other_base(self) -> None:
+        """Raise UsageError when the checkpoints are not of this job and base; cheap, to be asked before training."""
         newest = next(catalog.complete(self._store, self._root), None)
         if newest is not None:
-            self._refuse_foreign(newest)
+            self._refuse_other(newest)
 
-    def _refuse_foreign(self, manifest: Manifest) -> None:
-        ours = self._identity
-        if manifest.uid != ours.uid:
-            raise UsageError(
-                f"spec.output.uri: {self._root} holds checkpoints of another job ({manifest.job}, uid {manifest.uid})",
-                "name another output.uri, or delete that folder if its content is no longer needed",
-            )
-        if manifest.base_digest != ours.base_digest:
+    def _refuse_other(self, manifest: Manifest) -> None:
+        manifest.refuse_foreign(self._identity.uid, self._root)
+        if manifest.base_digest != self._identity.base_digest:
             raise UsageError(
                 f"spec.model.uri: the model is not the one that step {manifest.step} in {self._root} was trained from",
                 "put the original model back, or start a new job with another output.uri",
@@ -164,7 +159,8 @@ class Checkpoints:
         request = Request(
             phase=Phase.BEGIN,
             root=self._root,
-            keep=self._keep(),
+            # The main rank's word: it alone removes what is no longer kept.
+            keep=self._keep() if self.gang.rank == 0 else 1,
             manifest=self._identity.model_copy(update={"step": step, "best": best}),
             held=files,
         )

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from finetune_api.common import Message
 from finetune_api.contract import CheckpointRef
+from finetune_trainer.errors import UsageError
 
 MANIFEST_FILE = "manifest.json"
 TENSORS_SUFFIX = ".safetensors"
@@ -51,6 +52,14 @@ class Manifest(Message):
         except ValidationError:
             return None
         return manifest if manifest.files else None
+
+    def refuse_foreign(self, uid: str, root: str) -> None:
+        """Raise UsageError when this is a checkpoint of another job than that of the uid."""
+        if self.uid != uid:
+            raise UsageError(
+                f"spec.output.uri: {root} holds checkpoints of another job ({self.job}, uid {self.uid})",
+                "name another output.uri, or delete that folder if its content is no longer needed",
+            )
 
     def needed(self, files: Sequence[FileEntry], ranks: range, world_size: int) -> list[FileEntry]:
         """Those of the files that these ranks of so many need: of the parts their own, all where they divide anew."""

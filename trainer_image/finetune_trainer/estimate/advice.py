@@ -6,6 +6,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from finetune_api.hyperparameters import Optimizer
 from finetune_api.job import FineTuneJob, FineTuneJobSpec, StrategyType, TaskType
 from finetune_api.run import Sharding
@@ -40,11 +42,12 @@ def less_memory(job: FineTuneJob, *, sharded: bool = False, fits: Fits | None = 
         fits: whether a spec would fit, from the estimate; without it, or where it finds that the job itself fits, so
             that the estimate is proven too low, only the next step is told.
     """
-    ladder = list(remedies(job.spec, sharded=sharded))
+    steps = remedies(job.spec, sharded=sharded)
+    if fits is None or fits(job.spec):
+        return next((remedy.words for remedy in steps), LAST_RESORT)
+    ladder = list(steps)
     if not ladder:
         return LAST_RESORT
-    if fits is None or fits(job.spec):
-        return ladder[0].words
     told = [remedy.words for remedy in ladder]
     if not fits(ladder[-1].spec):
         return "; then ".join([*told, LAST_RESORT])
@@ -56,7 +59,7 @@ def less_memory(job: FineTuneJob, *, sharded: bool = False, fits: Fits | None = 
 def remedies(spec: FineTuneJobSpec, *, sharded: bool) -> Iterator[Remedy]:
     """All changes, each on top of those before it: first what changes no result, last what changes the job itself."""
     # 8-bit moments cannot be sharded.
-    moments = [_eight_bit] if not sharded and spec.resources.nodes * _processes(spec) == 1 else []
+    moments = [_eight_bit] if not sharded and spec.resources.ranks == 1 else []
     for step in (_smaller_batches, _recomputed, _sharded(sharded), *moments, _quantized, _shorter):
         for remedy in step(spec):
             yield remedy
@@ -71,7 +74,10 @@ def _smaller_batches(spec: FineTuneJobSpec) -> Iterator[Remedy]:
         # The largest divisor, so that the global batch stays what it is.
         fewer = next(part for part in range(rows // 2, 0, -1) if rows % part == 0)
         more = steps * (rows // fewer)
-        changed = _with(spec, perDeviceBatchSize=fewer, gradientAccumulationSteps=more)
+        try:
+            changed = _with(spec, perDeviceBatchSize=fewer, gradientAccumulationSteps=more)
+        except ValidationError:
+            return  # the API takes no more steps
         yield Remedy(
             f"set hyperparameters.perDeviceBatchSize to {fewer} (now {rows}) and gradientAccumulationSteps to {more} "
             f"(now {steps}): the same global batch in less memory",
@@ -92,7 +98,7 @@ def _recomputed(spec: FineTuneJobSpec) -> Iterator[Remedy]:
 
 def _sharded(already: bool) -> Callable[[FineTuneJobSpec], Iterator[Remedy]]:
     def step(spec: FineTuneJobSpec) -> Iterator[Remedy]:
-        ranks = spec.resources.nodes * _processes(spec)
+        ranks = spec.resources.ranks
         if ranks > 1 and not already and spec.distributed.sharding is not Sharding.FSDP and can_shard(spec):
             distributed = spec.distributed.model_copy(update={"sharding": Sharding.FSDP})
             yield Remedy(
@@ -101,10 +107,6 @@ def _sharded(already: bool) -> Callable[[FineTuneJobSpec], Iterator[Remedy]]:
             )
 
     return step
-
-
-def _processes(spec: FineTuneJobSpec) -> int:
-    return spec.resources.processes_per_node or max(1, spec.resources.gpus_per_node)
 
 
 def _eight_bit(spec: FineTuneJobSpec) -> Iterator[Remedy]:

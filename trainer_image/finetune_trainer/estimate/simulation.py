@@ -29,12 +29,6 @@ class Simulation(Message):
     advice: str = Field("", description="What to change where the job's own number of GPUs does not suffice.")
 
 
-def ranks(spec: FineTuneJobSpec) -> int:
-    """How many processes a job has."""
-    resources = spec.resources
-    return resources.nodes * (resources.processes_per_node or max(1, resources.gpus_per_node))
-
-
 def simulate(job: FineTuneJob, folder: Path, world_sizes: list[int]) -> Simulation:
     """Estimates for the job's own number of ranks, and for the others.
 
@@ -48,7 +42,7 @@ def simulate(job: FineTuneJob, folder: Path, world_sizes: list[int]) -> Simulati
     spec = job.spec
     gpu = gpu_of(spec.resources.gpu_product)
     simulator = Simulator(folder, gpu)
-    own = ranks(spec)
+    own = spec.resources.ranks
     sizes = [own, *(size for size in dict.fromkeys(world_sizes) if size != own)]
     estimates = [simulator.estimate(spec, size) for size in sizes]
     values = spec.hyperparameters
@@ -77,7 +71,7 @@ class Simulator:
 
     def fits(self, spec: FineTuneJobSpec) -> bool:
         """Whether a job fits on its own number of GPUs."""
-        return self._gpu is not None and self.estimate(spec, ranks(spec)).memory.needs <= self._gpu.memory
+        return self._gpu is not None and self.estimate(spec, spec.resources.ranks).memory.needs <= self._gpu.memory
 
     def _estimator(self, spec: FineTuneJobSpec) -> Estimator:
         compute = compute_of(spec, self._gpu is None or self._gpu.bfloat16)
@@ -101,7 +95,7 @@ def _nodes(spec: FineTuneJobSpec, fits: Fits) -> int | None:
     """The fewest nodes (doubled again and again) over which the job as it is fits sharded; None: none."""
     nodes = spec.resources.nodes * 2 if can_shard(spec) else MOST_RANKS + 1
     distributed = spec.distributed.model_copy(update={"sharding": Sharding.FSDP})
-    while nodes * ranks(spec) // spec.resources.nodes <= MOST_RANKS:
+    while nodes * spec.resources.processes <= MOST_RANKS:
         resources = spec.resources.model_copy(update={"nodes": nodes})
         if fits(spec.model_copy(update={"resources": resources, "distributed": distributed})):
             return nodes

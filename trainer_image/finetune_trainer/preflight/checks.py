@@ -12,14 +12,14 @@ from finetune_api.task import LANGUAGE
 from finetune_trainer.data.sources import NamedFile
 from finetune_trainer.data.splits import TRAINING
 from finetune_trainer.errors import DataError, TrainerError, UsageError
-from finetune_trainer.estimate.simulation import ranks, simulate
-from finetune_trainer.inputs import StoredFile, named_field
-from finetune_trainer.model import ModelFile, load_config, needed, size_in_words
+from finetune_trainer.estimate.simulation import simulate
+from finetune_trainer.inputs import StoredFile, model_files, named_field
+from finetune_trainer.model import load_config, size_in_words
 from finetune_trainer.preflight.network import check_names
 from finetune_trainer.preflight.sample import sample
 from finetune_trainer.preview import preview
 from finetune_trainer.runtime import Pod
-from finetune_trainer.storage import MissingError, Store
+from finetune_trainer.storage import Store
 from finetune_trainer.strategies import strategy_of
 from finetune_trainer.tasks import Inputs, Task, task_of
 
@@ -72,19 +72,12 @@ class Preflight:
 
     def _model(self, task: Task) -> Path:
         """A folder with all of the model but its weights."""
-        spec, uri = self.job.spec, self.job.spec.model.uri.rstrip("/")
-        folder = self.pod.scratch / "model"
-        try:
-            infos = {info.uri[len(uri) + 1 :]: info for info in self.store.list(uri + "/")}
-            every = [ModelFile(name, info.size, info.etag) for name, info in infos.items() if "/" not in name]
-            files = needed(every, uri)
-            task.refuse_files({file.name for file in files})
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in files:
-                if not file.name.endswith(WEIGHTS):
-                    (folder / file.name).write_bytes(self.store.read_bytes(infos[file.name].uri))
-        except MissingError as error:
-            raise UsageError(f"spec.model.uri: {error.message}", error.advice) from error
+        spec, folder = self.job.spec, self.pod.scratch / "model"
+        files = model_files(self.store, spec.model.uri, task.refuse_files)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, uri in files.items():
+            if not file.name.endswith(WEIGHTS):
+                (folder / file.name).write_bytes(self.store.read_bytes(uri))
         config = load_config(folder, spec.model)
         task.check(config, strategy_of(spec.strategy).virtual_tokens)
         task.read_processor(folder, config)
@@ -134,7 +127,7 @@ class Preflight:
     def _enough(self, rows: int) -> None:
         """Rows for all ranks."""
         spec = self.job.spec
-        world, values = ranks(spec), spec.hyperparameters
+        world, values = spec.resources.ranks, spec.hyperparameters
         if rows < world:
             raise UsageError(
                 f"spec.resources: {world} processes share {rows} rows for training, and each needs one",
@@ -154,8 +147,9 @@ class Preflight:
 
     def _memory(self, folder: Path) -> None:
         """A warning at most: it is an estimate."""
-        found = simulate(self.job, folder, [])
-        (own,) = found.estimates
+        least = self._least_ranks()
+        found = simulate(self.job, folder, [least] if least else [])
+        own, *fewer = found.estimates
         needs, product = own.memory.needs / GIB, self.job.spec.resources.gpu_product
         how = f"{own.sharding.value} on {own.world_size} process{'es' if own.world_size > 1 else ''}"
         if found.gpu_memory is None:
@@ -166,6 +160,18 @@ class Preflight:
             self.findings.warnings.append(f"{how} needs {has}: {found.advice}")
         else:
             self._tell(f"{how} needs {has}")
+        for estimate in fewer:
+            if estimate.memory.needs > found.gpu_memory:
+                self.findings.warnings.append(
+                    f"on distributed.minNodes {self.job.spec.distributed.min_nodes} each of {estimate.world_size} "
+                    f"processes needs an estimated {estimate.memory.needs / GIB:.1f} GiB, which {product} has not: "
+                    "raise minNodes"
+                )
+
+    def _least_ranks(self) -> int | None:
+        """Of an elastic job that found no room for more."""
+        resources, least = self.job.spec.resources, self.job.spec.distributed.min_nodes
+        return resources.processes * least if least else None
 
     def _tell(self, sentence: str) -> None:
         print(sentence, flush=True)

@@ -43,6 +43,10 @@ TOKEN_ADVICE = (
     "model.hub.secretName names"
 )
 
+NO_USER_ADVICE = (
+    "take it out of model.hub.endpoint, and put a token under HF_TOKEN into the Secret that model.hub.secretName names"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubSettings:
@@ -57,6 +61,9 @@ class HubSettings:
         endpoint = (environ.get(contract.ENV_HUB_ENDPOINT) or ENDPOINT).rstrip("/")
         if not endpoint.startswith(("http://", "https://")):
             raise UsageError(f"{contract.ENV_HUB_ENDPOINT} is no URL", "set model.hub.endpoint to https://host")
+        if "@" in urlsplit(endpoint).netloc:
+            # Not shown: messages go into the status and into logs.
+            raise UsageError(f"{contract.ENV_HUB_ENDPOINT} has a user or a password in it", NO_USER_ADVICE)
         return cls(endpoint=endpoint, token=environ.get(contract.ENV_HUB_TOKEN) or None)
 
 
@@ -75,7 +82,7 @@ class Hub:
         self._hub, self._settings, self._pool = hub, settings, pool
         self._known: dict[str, Repository] = {}
         self._never = threading.Event()
-        self._opener = urllib.request.build_opener(_CarefulRedirects)
+        self._opener = urllib.request.build_opener(CarefulRedirects)
 
     def pin(self, where: Location) -> Location:
         """The same with the commit in place of a branch or tag."""
@@ -214,12 +221,12 @@ class Hub:
         return UsageError(f"the hub {host} answered {error.code} for {where}", "correct model.hub.endpoint")
 
 
-class _CarefulRedirects(urllib.request.HTTPRedirectHandler):
-    """Large files lie with somebody else, who must not see the token."""
+class CarefulRedirects(urllib.request.HTTPRedirectHandler):
+    """Large files lie with somebody else, who must not see the token; nor must who listens on an open line."""
 
     def redirect_request(self, *call: Any) -> Any:
         request, new = call[0], super().redirect_request(*call)
-        if new is not None and urlsplit(new.full_url).netloc != urlsplit(request.full_url).netloc:
+        if new is not None and urlsplit(new.full_url)[:2] != urlsplit(request.full_url)[:2]:
             new.remove_header("Authorization")
         return new
 
