@@ -9,8 +9,9 @@ import json
 
 import pytest
 
+from finetune_api.contract import LABEL_QUEUE
 from finetune_operator.cluster.port import JOB, POD, ClusterError, Key, Kind, Object
-from tests.operator.test_queueing import QueuedWorld, come_back, running
+from tests.operator.test_queueing import QueuedWorld, Recording, come_back, running
 from tests.operator.world import KEY, RESULT, World, admit_all
 from tests.support.scripted import NO_ROOM, ScriptedRuntime
 
@@ -46,6 +47,16 @@ class Stubborn:
         if kind == JOB and self.refuses:
             raise ClusterError("the server is currently unable to handle the request")
         return await self._inner.patch(kind, key, patch, subresource)
+
+
+class DefaultQueue(Recording):
+    """What Kueue's webhook does to a new Job where the namespace has a queue called default."""
+
+    async def create(self, obj: Object) -> Object:
+        if obj["kind"] == JOB.kind:
+            labels = {LABEL_QUEUE: "default", **obj["metadata"]["labels"]}
+            obj = {**obj, "metadata": {**obj["metadata"], "labels": labels}, "spec": {**obj["spec"], "suspend": True}}
+        return await self._world.cluster.create(obj)
 
 
 # --- the end frees what was taken ------------------------------------------------------------------------------------
@@ -186,6 +197,36 @@ async def test_an_admitted_job_whose_pod_finds_no_room_again_leaves_the_queue_in
     assert NO_ROOM in status["message"]
     assert await world.cluster.list(JOB, None, {}) == []
     assert await world.pods() == []
+
+
+async def test_a_job_that_kueue_puts_into_a_queue_of_its_own_accord_is_left_to_it() -> None:
+    """kubernetes-sigs/kueue#1568: with a LocalQueue called default, each Job of the namespace waits in that."""
+    world = QueuedWorld(room=0)
+    world.engine = world.operator(DefaultQueue(world))  # type: ignore[arg-type]
+    await world.create(**GANG, runPolicy={"preflight": "Always"}, distributed={"minNodes": 1})
+    await world.settle()
+    assert (await world.phase())[0] == "Preflight"
+    world.kueue.room = 1
+    await world.settle()
+    await world.end(0, json.dumps({"exitCode": 0, "message": "fine"}))
+    world.kueue.room = 0
+    await world.settle()
+    assert await world.phase() == ("Queued", "Queued")
+    assert (await world.status())["message"] == "Waiting in queue default"
+    world.kueue.room = 2
+    await world.settle()
+    assert ((await world.phase())[0], await world.admitted()) == ("Running", "True")
+    # Not smaller than what the queue has given room to.
+    world.node.kubelet.room = 2
+    pod = (await world.pods())[0]
+    await world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
+    await world.settle()
+    await world.sit_out_back_off()
+    assert await world.phase() == ("Starting", "Unschedulable")
+    await world.set_suspend(True)
+    await world.settle()
+    assert (await world.phase())[0] == "Suspended"
+    assert world.suspensions == [True]
 
 
 async def test_a_job_without_a_queue_that_somebody_suspends_goes_on_uncharged() -> None:
