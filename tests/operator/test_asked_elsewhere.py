@@ -222,7 +222,10 @@ async def test_a_job_that_kueue_puts_into_a_queue_of_its_own_accord_is_left_to_i
     await world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
     await world.settle()
     await world.sit_out_back_off()
+    world.clock.forward(10_000)
+    await world.settle()
     assert await world.phase() == ("Starting", "Unschedulable")
+    assert (await world.workload())["spec"]["completions"] == 3
     await world.set_suspend(True)
     await world.settle()
     assert (await world.phase())[0] == "Suspended"
