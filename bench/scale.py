@@ -5,8 +5,9 @@ the users, who create the jobs, and Job controller and kubelet, who make pods an
 
 - from the first job to the last first status, beside a plain loop that makes the same API writes (FineTuneJob,
   ConfigMap, Service, NetworkPolicy, Job, status) with the same client and concurrency, from finished manifests;
-- from a pod's change to the status that tells of it, when all pods begin to run at once;
-- API writes per job until success, the operator's memory, and its CPU time while all jobs run and report the same;
+- from a pod's change to the status that tells of it: when pods begin to run at a steady rate, and when the rest do at
+  once, as fast as the server takes it;
+- API requests per job until success, the operator's memory, and its CPU time while all jobs run and report the same;
 - from SIGKILL of the leader to the next status that its successor writes.
 """
 
@@ -46,6 +47,11 @@ ROOT = Path(__file__).resolve().parents[1]
 CONCURRENCY = 8
 """As many requests at a time as the operator has workers."""
 IDLE_SECONDS = 30.0
+STEADY_PODS = 300
+STEADY_RATE = 10.0
+"""Of pods that begin to run one after the other, and how many a second do."""
+LOOP_MOST = 1000
+"""Jobs with which the plain loop is run; with more it would only take longer."""
 PATIENCE = 1800.0
 POD_ADDRESS = "127.0.0.1"
 
@@ -112,12 +118,15 @@ class Operator:
         lines = [line for line in (self._get("/metrics") or "").splitlines() if not line.startswith("#")]
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
-    def writes(self) -> int:
-        return sum(
-            int(value)
+    def requests(self) -> tuple[int, int]:
+        """Reads and writes so far."""
+        found = {
+            name: int(value)
             for name, value in self.figures().items()
-            if name.startswith("finetune_operator_api_requests_total") and 'method="GET"' not in name
-        )
+            if name.startswith("finetune_operator_api_requests_total")
+        }
+        reads = sum(value for name, value in found.items() if 'method="GET"' in name)
+        return reads, sum(found.values()) - reads
 
     def phase(self, name: str) -> int:
         return int(self.figures().get(f'finetune_operator_jobs{{phase="{name}"}}', 0))
@@ -294,31 +303,45 @@ async def scale(cluster: KubernetesCluster, count: int) -> None:
         try:
             await operator.ready()
             await asyncio.sleep(2)
-            empty = operator.memory_mib()
+            figures = {"memory_mib_without_jobs": operator.memory_mib()}
+            status = await first_status(cluster, operator, where)
+            # Half of it before and half after: the server gets warmer, and fuller.
+            looped = names[:LOOP_MOST]
+            loop = await plain_loop(cluster, looped[::2], status)
+            before = operator.requests()
             begin = time.monotonic()
             await each(names, lambda name: cluster.create(job(where, name)))
-            created = time.monotonic() - begin
-            await until(lambda: operator.phase("Starting") == count)
+            figures["seconds_to_create"] = time.monotonic() - begin
+            await until(lambda: operator.phase("Starting") == count + 1, pause=0.05)
             started = time.monotonic() - begin
-            first = await cluster.read(FINE_TUNE_JOB, Key(where, names[0]))
-            assert first is not None
-            figures = await live(operator, Pods(cluster, where), where, names)
+            loop += await plain_loop(cluster, looped[1::2], status)
+            figures |= await live(operator, Pods(cluster, where), where, names)
+            reads, writes = (now - then for now, then in zip(operator.requests(), before, strict=True))
         finally:
             operator.end()
-    loop = await plain_loop(cluster, names, first["status"])
     report(
         "scale",
         jobs=count,
-        seconds_to_create=created,
         seconds_to_first_statuses=started,
-        seconds_of_plain_loop=loop,
-        ratio=started / loop,
+        seconds_of_plain_loop=loop * count / len(looped),
+        ratio=started / loop * len(looped) / count,
         limit_ratio=1.3,
-        memory_mib_without_jobs=empty,
         limit_memory_mib=160 + 20 / 1024 * count,
+        reads_per_job=reads / count,
+        writes_per_job=writes / count,
         limit_writes_per_job=8,
         **figures,
     )
+
+
+async def first_status(cluster: KubernetesCluster, operator: Operator, where: str) -> Object:
+    """What a job that has just been started has to tell; of one that stays as it is."""
+    await cluster.create(job(where, "first"))
+    await until(lambda: operator.phase("Starting") == 1)
+    first = await cluster.read(FINE_TUNE_JOB, Key(where, "first"))
+    assert first is not None
+    status: Object = first["status"]
+    return status
 
 
 async def live(operator: Operator, pods: Pods, where: str, names: list[str]) -> dict[str, float]:
@@ -327,26 +350,42 @@ async def live(operator: Operator, pods: Pods, where: str, names: list[str]) -> 
     seen: dict[str, float] = {}
     watching = asyncio.create_task(statuses(where, "Running", seen))
     async with answering_pods():
-        await asyncio.sleep(2)
-        await each(names, pods.run)
-        await until(lambda: len(seen) == len(names))
+        await asyncio.sleep(5)
+        steady, rest = names[:STEADY_PODS], names[STEADY_PODS:]
+        await at_a_rate(steady, pods.run)
+        await until(lambda: len(seen) == len(steady))
+        figures = _lags("steady", [seen[name] - pods.changed[name] for name in steady])
+        if rest:
+            await each(rest, pods.run)
+            await until(lambda: len(seen) == len(names))
+            figures |= _lags("at_once", [seen[name] - pods.changed[name] for name in rest])
         watching.cancel()
-        late = sorted(seen[name] - pods.changed[name] for name in names)
         # Every trainer has been asked once, so that what follows is rest.
         await asyncio.sleep(len(names) / operator.settings.progress_reads_per_second + 45)
         before = operator.cpu_seconds()
         await asyncio.sleep(IDLE_SECONDS)
-        idle, memory = (operator.cpu_seconds() - before) / IDLE_SECONDS, operator.memory_mib()
+        figures["idle_cpu_cores"] = (operator.cpu_seconds() - before) / IDLE_SECONDS
+        figures["memory_mib"] = operator.memory_mib()
     begin = time.monotonic()
     await each(names, pods.succeed)
     await until(lambda: operator.phase("Succeeded") == len(names))
+    return figures | {"seconds_to_succeed": time.monotonic() - begin}
+
+
+async def at_a_rate(names: Iterable[str], work: Callable[[str], Awaitable[object]]) -> None:
+    """STEADY_RATE of them a second."""
+    begin = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for number, name in enumerate(names):
+            await asyncio.sleep(max(0.0, begin + number / STEADY_RATE - time.monotonic()))
+            group.create_task(asyncio.wait_for(work(name), PATIENCE))
+
+
+def _lags(how: str, seconds: list[float]) -> dict[str, float]:
+    late = sorted(seconds)
     return {
-        "median_seconds_pod_to_status": statistics.median(late),
-        "p99_seconds_pod_to_status": late[int(len(late) * 0.99)],
-        "idle_cpu_cores": idle,
-        "memory_mib": memory,
-        "seconds_to_succeed": time.monotonic() - begin,
-        "writes_per_job": operator.writes() / len(names),
+        f"median_seconds_pod_to_status_{how}": statistics.median(late),
+        f"p99_seconds_pod_to_status_{how}": late[int(len(late) * 0.99)],
     }
 
 

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
 from finetune_api.status import TERMINAL
 from finetune_operator.cluster.port import FINE_TUNE_JOB, Cluster, ClusterError, Key, Kind, Object
+from finetune_operator.lifecycle.silence import SILENT_SECONDS
 from finetune_operator.logs import about
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress import ProgressPoller
@@ -69,6 +70,8 @@ class Engine:
             cluster,
             interval=settings.progress_poll_seconds,
             rate=settings.progress_reads_per_second,
+            pace=settings.progress_write_seconds,
+            patience=SILENT_SECONDS,
             changed=self.put,
             clock=monotonic,
         )
@@ -115,13 +118,20 @@ class Engine:
             if everything or _has_a_future(raw):
                 keys.append(key)
         self._metrics.jobs.keep(found)
-        for key in keys:
-            self.put(key)
+        self._look_at(keys, over=0.0 if everything else self._settings.resync_seconds / 2)
         # Only to see whether their watches live: where these fail, the jobs are looked at all the same.
         for kind in WATCHED[1:]:
             async for _ in self._survey(kind):
                 pass
         return len(keys)
+
+    def _look_at(self, keys: Sequence[Key], over: float) -> None:
+        """Put them all, spread over so many seconds: thousands at once would stand before what really happens."""
+        for number, key in enumerate(keys):
+            if over and number and self._gate.is_set():
+                self.queue.put_after(key, over * number / len(keys))
+            else:
+                self.put(key)
 
     async def _survey(self, kind: Kind) -> AsyncIterator[Object]:
         """LIST a kind, and compare with what its watch has told."""

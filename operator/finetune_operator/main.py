@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from finetune_operator import logs
+from finetune_operator.cluster.echoes import Echoes
 from finetune_operator.cluster.kubernetes import connect, load_configuration
 from finetune_operator.endpoints import serving
 from finetune_operator.engine import Engine
@@ -22,6 +23,7 @@ from finetune_operator.watches import Watches
 async def operate(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Whatever part ends with an error ends the process: the kubelet starts it anew."""
     configuration, metrics, watches, stop = await load_configuration(), Metrics(), Watches(time.monotonic), Stop()
+    echoes = Echoes()
     health = Health(watches)
     metrics.watch(watches)
     async with (
@@ -32,6 +34,7 @@ async def operate(settings: Settings) -> None:
             request_seconds=settings.request_timeout_seconds,
             may_write=this.leads,
             answered=metrics.answered,
+            wrote=echoes.wrote,
         ) as cluster,
         serving(settings.http_port, metrics, health),
         asyncio.TaskGroup() as group,
@@ -43,7 +46,7 @@ async def operate(settings: Settings) -> None:
             group.create_task(health.knock_for_ever(cluster.knock)),
             group.create_task(_stop_gracefully(stop, health, engine, this)),
         ]
-        await watch(engine.put, watches, settings, configuration, stop)
+        await watch(engine.put, watches, echoes, settings=settings, configuration=configuration, stop=stop)
         for task in running:
             task.cancel()
 

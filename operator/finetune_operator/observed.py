@@ -212,12 +212,13 @@ def pods_overdue_in(observed: Observed, now: datetime) -> float | None:
     """Seconds until pods that a Job should have and has not are overdue, 0 when they are; None when none lack.
 
     Before that, looking for a reason among the events would be in vain, and it is dear: an API server reads all events
-    of a namespace to find those of one object.
+    of a namespace to find those of one object. A Job without a start time is one that the Job controller has not come
+    to yet, as happens for minutes where thousands are made at once; when it does, it says so in the Job's status.
     """
     child = without_pods(observed)
-    if child is None:
+    started = ((child or {}).get("status") or {}).get("startTime")
+    if not started:
         return None
-    started = (child.get("status") or {}).get("startTime") or child["metadata"]["creationTimestamp"]
     return max(0.0, PODS_SECONDS - (now - parse_time(str(started))).total_seconds())
 
 
@@ -232,6 +233,15 @@ def stuck_pod(observed: Observed, now: datetime) -> Object | None:
     """A pod that has had a node for a while and still has no container."""
     pods = (pod for pod in current_pods(observed) if phase(pod) == "Pending" and not is_deleting(pod))
     return next((pod for pod in pods if (placed_since(pod, now) or 0.0) >= STUCK_SECONDS), None)
+
+
+def starts_late_in(observed: Observed, now: datetime) -> float | None:
+    """Seconds until a pod that has a node and does not run yet has had one for so long that it matters; None when no
+    pod has one, whose next news comes by itself."""
+    pods = (pod for pod in current_pods(observed) if not is_running(pod) and not is_done(pod))
+    ages = [age for pod in pods if (age := placed_since(pod, now)) is not None]
+    steps = (SETTLE_SECONDS, STUCK_SECONDS)
+    return min((step - age for age in ages for step in steps if step > age), default=STUCK_SECONDS if ages else None)
 
 
 def trouble_in(events: Sequence[Object]) -> Trouble | None:

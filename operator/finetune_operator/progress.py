@@ -25,6 +25,8 @@ class _Watched:
     """When the last try ended, if it was left unanswered."""
     silence: float = 0.0
     """Seconds for which its tries have been left unanswered."""
+    told: float = float("-inf")
+    """When its news was passed on last."""
 
 
 class ProgressPoller:
@@ -33,7 +35,10 @@ class ProgressPoller:
     Args:
         interval: seconds between two reads of one job.
         rate: most reads a second over all jobs.
-        changed: told of a job whose progress is new.
+        pace: least seconds between two times that `changed` is told of a job of which only the numbers are new: a
+            trainer that trains has new ones whenever it is asked, and each time costs a pass.
+        patience: seconds of silence that `changed` is told of.
+        changed: told of a job whose progress is new, and when its pod falls silent or speaks again.
         clock: monotonic seconds.
     """
 
@@ -43,12 +48,16 @@ class ProgressPoller:
         *,
         interval: float,
         rate: float,
+        pace: float,
+        patience: float,
         changed: Callable[[Key], None],
         clock: Callable[[], float],
     ) -> None:
         self._cluster = cluster
         self._interval = interval
         self._gap = 1.0 / rate
+        self._pace = pace
+        self._patience = patience
         self._changed = changed
         self._clock = clock
         self._watched: dict[Key, _Watched] = {}
@@ -94,10 +103,20 @@ class ProgressPoller:
         watched.due = self._clock() + self._interval
         async with self._slots:
             progress = await self._cluster.read_progress(watched.pod)
-        self._note(watched, progress is not None)
-        if progress is not None and progress != watched.progress:
-            watched.progress = progress
+        if self._is_news(watched, progress):
+            watched.told = self._clock()
             self._changed(key)
+
+    def _is_news(self, watched: _Watched, progress: Progress | None) -> bool:
+        """Take an answer, or that there was none, and say whether it has to be looked at now."""
+        before, silence = watched.progress, watched.silence
+        self._note(watched, progress is not None)
+        if progress is None:
+            return silence < self._patience <= watched.silence
+        watched.progress = progress
+        if before is None or silence >= self._patience or _beside_numbers(before) != _beside_numbers(progress):
+            return True
+        return before != progress and self._clock() - watched.told >= self._pace
 
     def _note(self, watched: _Watched, answered: bool) -> None:
         now = self._clock()
@@ -107,6 +126,11 @@ class ProgressPoller:
         if watched.unanswered is not None:
             watched.silence += min(now - watched.unanswered, MOST_INTERVALS * self._interval)
         watched.unanswered = now
+
+
+def _beside_numbers(progress: Progress) -> tuple[object, ...]:
+    """What is told at once."""
+    return progress.attempt, progress.stage, progress.checkpoint, progress.warnings
 
 
 def _address(pod: Object) -> Object:

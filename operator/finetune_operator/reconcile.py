@@ -57,8 +57,8 @@ from finetune_operator.settings import Settings
 from finetune_operator.waiters import Waiters
 
 log = logging.getLogger(__name__)
-MAX_ACTIONS = 4
-"""Actions of one pass; more would be a rule that does not see what its action did."""
+MAX_STEPS = 8
+"""Actions and statuses of one pass; more would be a rule that does not see what its action did."""
 MAX_NAMED = 16
 """Jobs that are read to find out for whom a job waits, and whether they wait in a circle."""
 
@@ -147,12 +147,21 @@ class Reconciler:
         of_attempt(job.status.attempt)
         observed = await self._observe(key, job, now)
         await self._refresh(job)
-        for _ in range(MAX_ACTIONS):
+        for _ in range(MAX_STEPS):
             decision = decide(job, observed, now, self._settings)
             if decision.action is None:
-                await self._settle(raw, decision)
                 waits = (decision.requeue_after, pods_overdue_in(observed, now) or None)
-                return min((wait for wait in waits if wait is not None), default=None)
+                wait = min((wait for wait in waits if wait is not None), default=None)
+                written = await self._settle(raw, decision)
+                # Of a status that is written no event brings another pass: what follows from it is seen in this one,
+                # unless it wants to see the children anew.
+                if written is None or wait == 0.0:
+                    return wait
+                raw, job = (
+                    {**written, "status": decision.status.to_wire()},
+                    job.model_copy(update={"status": decision.status}),
+                )
+                continue
             try:
                 observed = await self._actor.act(key, job, observed, decision.action)
             except (InvalidError, ForbiddenError, NameTakenError) as error:
@@ -165,7 +174,7 @@ class Reconciler:
                 raise
             if isinstance(decision.action, Expire):
                 return None
-        raise ClusterError(f"{key}: more than {MAX_ACTIONS} actions in one pass")
+        raise ClusterError(f"{key}: more than {MAX_STEPS} steps in one pass")
 
     # --- observe -----------------------------------------------------------------------------------------------------
 
@@ -230,11 +239,14 @@ class Reconciler:
 
     # --- settle ------------------------------------------------------------------------------------------------------
 
-    async def _settle(self, raw: Object, decision: Decision) -> None:
-        """Write the status if it differs, then tell people. The only place that does either."""
+    async def _settle(self, raw: Object, decision: Decision) -> Object | None:
+        """Write the status if it differs, then tell people. The only place that does either.
+
+        Returns the job as it is after a write; None where nothing was to be written, or the job is gone.
+        """
         new, old = decision.status.to_wire(), raw.get("status") or {}
         if new == old:
-            return
+            return None
         metadata = raw["metadata"]
         patch: JsonPatch = [
             {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
@@ -242,14 +254,16 @@ class Reconciler:
             {"op": "add", "path": "/status", "value": new},
         ]
         key = Key(metadata["namespace"], metadata["name"])
-        if await self._cluster.patch(FINE_TUNE_JOB, key, patch, subresource="status") is None:
-            return
+        written = await self._cluster.patch(FINE_TUNE_JOB, key, patch, subresource="status")
+        if written is None:
+            return None
         self._told.written(raw, new)
         log.info("%s: %s %s: %s", key, new.get("phase"), new.get("reason"), new.get("message"))
         if _concerns_others(old, new):
             self._wake_waiters(key)
         for event in decision.events:
             await self._cluster.emit(raw, event.reason, event.message, event.warning)
+        return written
 
     def _wake_waiters(self, key: Key) -> None:
         for waiter in self._waiters.of(key):

@@ -133,6 +133,21 @@ async def test_a_closed_gate_holds_everything_back() -> None:
         await until(begun)
 
 
+async def test_a_resync_spreads_its_looks_over_time_so_that_news_need_not_wait_for_them() -> None:
+    world = World(admit=admit_all)
+    for number in range(10):
+        await world.cluster.create(manifest(f"job-{number}"))
+    assert await world.engine.resync() == 10
+    assert len(world.engine.queue) == 1
+    await world.cluster.create(manifest("news"))
+    world.engine.put(Key("ml", "news"))
+    taken = [world.engine.queue.take() for _ in range(3)]
+    assert taken[1:] == [Key("ml", "news"), None]
+    world.clock.forward(world.settings.resync_seconds / 2)
+    assert world.engine.queue.take() is not None
+    assert len(world.engine.queue) == 8
+
+
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +165,15 @@ class Pods:
 
 
 def poller_of(pods: Pods, told: list[Key]) -> ProgressPoller:
-    return ProgressPoller(pods, interval=10, rate=1e6, changed=told.append, clock=lambda: pods.now)  # type: ignore[arg-type]
+    return ProgressPoller(
+        pods,  # type: ignore[arg-type]
+        interval=10,
+        rate=1e6,
+        pace=30,
+        patience=25,
+        changed=told.append,
+        clock=lambda: pods.now,
+    )
 
 
 def pod(uid: str) -> Object:
@@ -167,6 +190,34 @@ async def test_a_pod_is_asked_once_an_interval_and_news_are_told_once() -> None:
     assert pods.asked == ["1", "1", "1"]
     assert told == [key]
     assert poller.latest(key, pod("1")) == pods.answer
+
+
+async def test_numbers_are_told_at_a_pace_and_all_else_at_once() -> None:
+    pods, told, key = Pods(), [], Key("ml", "a")
+    poller = poller_of(pods, told)
+    poller.latest(key, pod("1"))
+    times = []
+    for second in range(0, 100, 10):
+        pods.now, before = float(second), len(told)
+        stage = Stage.TRAINING if second < 80 else Stage.EXPORTING
+        pods.answer = Progress(stage=stage, step=second, heartbeat_age_seconds=0.1 * second)
+        await poller.poll_due()
+        times += [second] * (len(told) - before)
+    assert times == [0, 30, 60, 80]
+
+
+async def test_that_a_pod_falls_silent_is_told_once_and_that_it_speaks_again_as_well() -> None:
+    pods, told, key = Pods(), [], Key("ml", "a")
+    poller = poller_of(pods, told)
+    poller.latest(key, pod("1"))
+    answer, times = pods.answer, []
+    for second in range(0, 100, 10):
+        pods.now, before = float(second), len(told)
+        pods.answer = None if 10 <= second < 80 else answer
+        await poller.poll_due()
+        times += [second] * (len(told) - before)
+    # The first try without an answer is at 10.
+    assert times == [0, 40, 80]
 
 
 async def test_progress_of_a_replaced_pod_is_forgotten() -> None:

@@ -76,6 +76,7 @@ async def test_a_quota_is_told_in_the_words_of_the_job_controllers_event() -> No
     await world.pass_once()
     text = 'Error creating: pods "tune-0-" is forbidden: exceeded quota: gpus, requested: 8, used: 16, limited: 16'
     await world.cluster.emit(await world.workload(), "FailedCreate", text, warning=True)
+    await world.job_is_taken_up()
     # Events are dear: they are asked for when the pods are overdue.
     world.clock.forward(30)
     await world.pass_once()

@@ -133,6 +133,13 @@ class World:
         assert job is not None
         return job
 
+    async def job_is_taken_up(self, key: Key = KEY) -> None:
+        """The Job controller has come to a Job, and has made no pods."""
+        job = await self.cluster.read(JOB, key)
+        assert job is not None
+        started = self.clock.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.cluster.set_status(JOB, key, {**job.get("status", {}), "startTime": started})
+
     async def pods(self, live: bool = True) -> list[Object]:
         pods = await self.cluster.list(POD, KEY.namespace, {})
         return [pod for pod in pods if not live or pod["status"]["phase"] in ("Pending", "Running")]

@@ -158,11 +158,10 @@ class ApiServer:
         start = int(request.query.get("continue") or 0)
         end = start + int(request.query.get("limit") or len(objects) or 1)
         metadata = {"resourceVersion": version, **({"continue": str(end)} if end < len(objects) else {})}
-        if "PartialObjectMetadataList" in request.headers.get("Accept", ""):
+        items: list[Object] | None = [_narrowed(obj, request) for obj in objects[start:end]]
+        if _wants_metadata(request):
             # As the real one does: null where there is none.
-            items = [{"metadata": obj["metadata"]} for obj in objects[start:end]] or None
-        else:
-            items = objects[start:end]
+            items = items or None
         return web.json_response({"kind": kind.kind + "List", "metadata": metadata, "items": items})
 
     async def _create(self, request: web.Request, kind: Kind, namespace: str | None) -> web.StreamResponse:
@@ -193,7 +192,8 @@ class ApiServer:
                 position += 1
                 wanted = change.kind == kind and namespace in (None, change.key.namespace)
                 if wanted and _version(change) > since and _selected(change.obj, request):
-                    await response.write(json.dumps({"type": change.type, "object": change.obj}).encode() + b"\n")
+                    event = {"type": change.type, "object": _narrowed(change.obj, request)}
+                    await response.write(json.dumps(event).encode() + b"\n")
             async with self._news:
                 while position == len(self._history):
                     await self._news.wait()
@@ -216,6 +216,16 @@ def _refusal(error: ConflictError | InvalidError, access: Access) -> web.Respons
     if access.verb == "patch":
         return _status(422, "Invalid", str(error))
     return _status(409, "AlreadyExists" if access.verb == "create" else "Conflict", str(error))
+
+
+def _wants_metadata(request: web.Request) -> bool:
+    return "PartialObjectMetadata" in request.headers.get("Accept", "")
+
+
+def _narrowed(obj: Object, request: web.Request) -> Object:
+    if not _wants_metadata(request):
+        return obj
+    return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}
 
 
 def _version(change: Change) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 from kubernetes.aio import config as kube_config
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import Configuration
 
 from finetune_api.contract import Progress
 from finetune_operator.cluster import trainers
@@ -29,14 +29,15 @@ from finetune_operator.cluster.port import (
     Objects,
     labels_of_ours,
 )
+from finetune_operator.cluster.sessions import METADATA_LIST, api_session
 from finetune_operator.cluster.transport import AGENT, AbsentError, Answered, Transport
 
 log = logging.getLogger(__name__)
 FIELD_MANAGER = AGENT
 PAGE = 500
 """Objects of one page of a LIST, as kubectl does: bounded answers keep the API server and us small."""
-METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-"""Asks for the metadata of each object alone: a tenth of what pods are."""
+WHOLE_PAGE = 100
+"""The same where whole objects of everybody are asked for: a FineTuneJob is some 40 KiB as Python objects."""
 EVENT_MESSAGE = 1024
 """Characters of an event's message; the newer events API refuses more."""
 CONTENT_TYPES = {"apply": "application/apply-patch+yaml", "json": "application/json-patch+json"}
@@ -58,12 +59,21 @@ class KubernetesCluster:
 
     Args:
         namespaces: those that `list` covers without a namespace; empty means all.
+        wrote: told of every object as a write of ours has left it.
     """
 
-    def __init__(self, transport: Transport, http: aiohttp.ClientSession, *, namespaces: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        http: aiohttp.ClientSession,
+        *,
+        namespaces: tuple[str, ...] = (),
+        wrote: Callable[[Object], None] = lambda obj: None,
+    ) -> None:
         self._send = transport.request
         self._http = http
         self._namespaces = namespaces
+        self._wrote = wrote
 
     # --- the port ----------------------------------------------------------------------------------------------------
 
@@ -72,19 +82,22 @@ class KubernetesCluster:
 
     async def list(self, kind: Kind, namespace: str | None, labels: Mapping[str, str]) -> Objects:
         namespaces = self._namespaces or (None,) if namespace is None else (namespace,)
-        return [item for each in namespaces for item in await self._list(kind, each, _selector(labels))]
+        # In one answer: an API server before 1.34 takes pages from etcd, and all of a namespace to find them.
+        return [item for each in namespaces for item in await self._list(kind, each, _selector(labels), page=0)]
 
     async def walk(self, kind: Kind, *, metadata_only: bool = False) -> AsyncIterator[Object]:
-        accept = METADATA if metadata_only else "application/json"
+        accept, page = (METADATA_LIST, PAGE) if metadata_only else ("application/json", WHOLE_PAGE)
         for namespace in self._namespaces or (None,):
-            async for obj in self._pages(kind, namespace, _selector(labels_of_ours(kind)), accept):
+            async for obj in self._pages(kind, namespace, _selector(labels_of_ours(kind)), page, accept):
                 yield obj
 
     async def create(self, obj: Object) -> Object:
         kind, namespace = KINDS[obj["kind"]], obj["metadata"]["namespace"]
         # Strict: what the server does not know is refused with its name instead of being dropped.
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
-        return await self._send("POST", _path(kind, namespace), query, obj)
+        created = await self._send("POST", _path(kind, namespace), query, obj)
+        self._wrote(created)
+        return created
 
     async def apply(self, obj: Object) -> Object:
         kind, metadata = KINDS[obj["kind"]], obj["metadata"]
@@ -94,9 +107,12 @@ class KubernetesCluster:
 
     async def patch(self, kind: Kind, key: Key, patch: JsonPatch, subresource: str | None = None) -> Object | None:
         path = _path(kind, key.namespace, key.name) + (f"/{subresource}" if subresource else "")
-        return await self._or_none(
+        patched = await self._or_none(
             "PATCH", path, {"fieldManager": FIELD_MANAGER}, patch, content_type=CONTENT_TYPES["json"]
         )
+        if patched is not None:
+            self._wrote(patched)
+        return patched
 
     async def delete(self, kind: Kind, key: Key, uid: str, grace_seconds: int | None = None) -> None:
         options: Object = {
@@ -124,7 +140,7 @@ class KubernetesCluster:
     async def knock(self) -> None:
         """Ask for next to nothing. Raises ClusterError: the API server does not answer, or not us."""
         namespace = self._namespaces[0] if self._namespaces else None
-        await self._send("GET", _path(FINE_TUNE_JOB, namespace), {"limit": "1"}, accept=METADATA)
+        await self._send("GET", _path(FINE_TUNE_JOB, namespace), {"limit": "1"}, accept=METADATA_LIST)
 
     async def events_of(self, obj: Object) -> Objects:
         query = {"fieldSelector": f"involvedObject.uid={obj['metadata']['uid']}"}
@@ -136,13 +152,14 @@ class KubernetesCluster:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    async def _list(self, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> Objects:
-        return [item async for item in self._pages(kind, namespace, query)]
+    async def _list(self, kind: Kind, namespace: str | None, query: Mapping[str, str], page: int = PAGE) -> Objects:
+        return [item async for item in self._pages(kind, namespace, query, page)]
 
     async def _pages(
-        self, kind: Kind, namespace: str | None, query: Mapping[str, str], accept: str = "application/json"
+        self, kind: Kind, namespace: str | None, query: Mapping[str, str], size: int, accept: str = "application/json"
     ) -> AsyncIterator[Object]:
-        page = {**query, "limit": str(PAGE)}
+        """In pages of this size; 0 for one of whatever size."""
+        page = {**query, "limit": str(size)} if size else query
         while True:
             answer = await self._send("GET", _path(kind, namespace), page, accept=accept)
             # Without objects a list of metadata alone says null instead of an empty list.
@@ -183,11 +200,17 @@ async def connect(
     request_seconds: float = 30.0,
     may_write: Callable[[], bool] = lambda: True,
     answered: Answered = lambda method, code, seconds: None,
+    wrote: Callable[[Object], None] = lambda obj: None,
 ) -> AsyncIterator[KubernetesCluster]:
     """A cluster whose connections are closed at the end; see Transport. No proxy stands between operator and pods."""
-    async with ApiClient(configuration) as client, aiohttp.ClientSession(trust_env=False) as http:
-        transport = Transport(client, request_seconds=request_seconds, may_write=may_write, answered=answered)
-        yield KubernetesCluster(transport, http, namespaces=namespaces)
+    async with (
+        api_session(configuration, configuration.connection_pool_maxsize) as api,
+        aiohttp.ClientSession(trust_env=False) as http,
+    ):
+        transport = Transport(
+            api, configuration, request_seconds=request_seconds, may_write=may_write, answered=answered
+        )
+        yield KubernetesCluster(transport, http, namespaces=namespaces, wrote=wrote)
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None) -> str:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
-from kubernetes.aio.client import ApiClient
-from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.client import Configuration
 
 from finetune_operator.cluster.port import (
     ClusterError,
@@ -20,6 +19,7 @@ from finetune_operator.cluster.port import (
     InvalidError,
     Object,
 )
+from finetune_operator.cluster.sessions import authorization
 
 AGENT = "finetune-operator"
 BUSY = 429
@@ -35,10 +35,22 @@ class AbsentError(ClusterError):
     """404."""
 
 
+class _RefusedError(Exception):
+    """An answer that is no success."""
+
+    def __init__(self, response: aiohttp.ClientResponse, body: bytes) -> None:
+        super().__init__(response.status)
+        self.code = response.status
+        self.reason = response.reason
+        self.retry_after = response.headers.get("Retry-After", "")
+        self.body = body
+
+
 class Transport:
     """Sends requests.
 
     Args:
+        session: by `api_session`.
         request_seconds: after so many an answer is no longer waited for.
         may_write: asked before every write; where the answer is no, nothing is sent.
         answered: told of every answer, and of every one that did not come.
@@ -46,14 +58,16 @@ class Transport:
 
     def __init__(
         self,
-        client: ApiClient,
+        session: aiohttp.ClientSession,
+        configuration: Configuration,
         *,
         request_seconds: float,
         may_write: Callable[[], bool],
         answered: Answered,
     ) -> None:
-        self._client = client
-        self._seconds = request_seconds
+        self._session = session
+        self._configuration = configuration
+        self._timeout = aiohttp.ClientTimeout(total=request_seconds)
         self._may_write = may_write
         self._answered = answered
 
@@ -74,8 +88,8 @@ class Transport:
                 raise ClusterError(f"{method} {path}: not sent, since this replica does not lead")
             try:
                 return await self._send(method, path, query or {}, headers, body)
-            except ApiException as error:
-                if error.status != BUSY or last:
+            except _RefusedError as error:
+                if error.code != BUSY or last:
                     raise _translated(error, f"{method} {path}") from error
                 wait = _retry_after(error)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -86,44 +100,41 @@ class Transport:
     async def _send(
         self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], body: Any
     ) -> Object:
-        # A service account's token is read anew when it has been replaced.
-        headers = dict(headers)
-        await self._client.update_params_for_auth(headers, [], ["BearerToken"])
         begin, code = time.monotonic(), None
         try:
-            response = await self._client.rest_client.request(
+            async with self._session.request(
                 method,
-                self._client.configuration.host + path,
-                query_params=list(query.items()),
-                headers=headers,
-                body=body,
-                _request_timeout=self._seconds,
-            )
-            code = response.status
-        except ApiException as error:
-            code = error.status
-            raise
+                self._configuration.host + path,
+                params=query,
+                headers={**headers, **await authorization(self._configuration)},
+                data=None if body is None else json.dumps(body),
+                timeout=self._timeout,
+                server_hostname=self._configuration.tls_server_name,
+            ) as response:
+                code = response.status
+                text = await response.read()
         finally:
             self._answered(method, code, time.monotonic() - begin)
-        answer: Object = json.loads(response.data)
+        if not response.ok:
+            raise _RefusedError(response, text)
+        answer: Object = json.loads(text)
         return answer
 
 
-def _retry_after(error: ApiException) -> float:
+def _retry_after(error: _RefusedError) -> float:
     """What the server asks for, spread upwards by half: those that were put off together should not come together."""
-    asked = str((error.headers or {}).get("Retry-After") or "1")
-    seconds = float(asked) if asked.isdigit() else 1.0
+    seconds = float(error.retry_after) if error.retry_after.isdigit() else 1.0
     return min(seconds, BUSY_SECONDS) * random.uniform(1.0, 1.5)
 
 
-def _translated(error: ApiException, request: str) -> ClusterError:
+def _translated(error: _RefusedError, request: str) -> ClusterError:
     """Kubernetes' status codes in the port's terms, with the server's own sentence."""
     try:
         status = json.loads(error.body or b"{}")
     except ValueError:
         status = {}
     message = str(status.get("message") or error.reason or "no reason given")
-    reason, code = status.get("reason"), error.status
+    reason, code = status.get("reason"), error.code
     if code == 404:
         return AbsentError(f"{request}: {message}")
     # A 409 on POST may also be a race for a quota, which says nothing about the name.

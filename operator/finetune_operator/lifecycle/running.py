@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from finetune_api.contract import Progress
-from finetune_api.status import CheckpointStatus, FineTuneJobStatus, Phase, ProgressStatus
+from finetune_api.status import CheckpointStatus, Phase, ProgressStatus
 from finetune_operator.failures import obstacle
 from finetune_operator.lifecycle.decision import PODS_REFUSED, REFUSED_SECONDS, Decision, Situation
 from finetune_operator.lifecycle.silence import NO_ANSWER, TEXT, is_silent
 from finetune_operator.lifecycle.text import count, numbers, progress_sentence, progress_status
-from finetune_operator.observed import SETTLE_SECONDS, current_pods, is_done, is_running, parse_time
+from finetune_operator.observed import (
+    SETTLE_SECONDS,
+    current_pods,
+    is_done,
+    is_running,
+    parse_time,
+    pods_overdue_in,
+    starts_late_in,
+)
 
 
 def follow(situation: Situation) -> Decision:
@@ -16,7 +24,7 @@ def follow(situation: Situation) -> Decision:
     pods = current_pods(situation.observed)
     running = sum(map(is_running, pods))
     if running + sum(map(is_done, pods)) >= situation.nodes:
-        return Decision(_running(situation), requeue_after=situation.settings.progress_poll_seconds)
+        return _running(situation)
     held_up = obstacle(pods)
     if held_up is not None:
         return Decision(situation.to(Phase.STARTING, held_up.reason, held_up.message))
@@ -30,34 +38,44 @@ def follow(situation: Situation) -> Decision:
         return Decision(situation.to(Phase.STARTING, PODS_REFUSED, text), requeue_after=REFUSED_SECONDS)
     # How many run already is not told: on a large gang each number would cost a status write.
     text = f"Waiting for {count(situation.nodes)} to be scheduled and started"
-    return Decision(situation.to(Phase.STARTING, "PodsStarting", text), requeue_after=SETTLE_SECONDS)
+    return Decision(situation.to(Phase.STARTING, "PodsStarting", text), requeue_after=_late_in(situation))
 
 
-def _running(situation: Situation) -> FineTuneJobStatus:
+def _late_in(situation: Situation) -> float | None:
+    """Seconds until somebody has let pods wait for long: the Job controller, or a kubelet. No event tells of that; of
+    all else one does, so that thousands of jobs that wait for nodes cost nothing."""
+    overdue = pods_overdue_in(situation.observed, situation.now)
+    if overdue is not None:
+        return overdue or SETTLE_SECONDS
+    return starts_late_in(situation.observed, situation.now)
+
+
+def _running(situation: Situation) -> Decision:
+    """Without a time to look again but for progress that is held back: the poller tells of what is new."""
     status, progress = situation.status, situation.observed.progress
     entered = status.phase is not Phase.RUNNING
     if is_silent(situation):
-        return situation.to(Phase.RUNNING, NO_ANSWER, TEXT)
+        return Decision(situation.to(Phase.RUNNING, NO_ANSWER, TEXT))
     if progress is None or progress.attempt != status.attempt:
         if not entered:
-            return status
-        return situation.to(Phase.RUNNING, "Running", "The pods run; the trainer has not reported yet")
-    if not entered and not _due(situation, progress):
-        return status
-    return situation.to(
-        Phase.RUNNING, progress.stage.value, progress_sentence(progress), **_numbers(situation, progress)
-    )
+            return Decision(status)
+        return Decision(situation.to(Phase.RUNNING, "Running", "The pods run; the trainer has not reported yet"))
+    wait = 0.0 if entered else _due_in(situation, progress)
+    if wait != 0.0:
+        return Decision(status, requeue_after=wait)
+    text = progress_sentence(progress)
+    return Decision(situation.to(Phase.RUNNING, progress.stage.value, text, **_numbers(situation, progress)))
 
 
-def _due(situation: Situation, progress: Progress) -> bool:
-    """Whether progress has moved, and long enough ago was written: status writes are dear."""
+def _due_in(situation: Situation, progress: Progress) -> float | None:
+    """Seconds until progress that has moved is written, since status writes are dear; None where it has not moved."""
     last = situation.status.progress
     if last is None or last.updated_at is None:
-        return True
+        return 0.0
     if progress_status(progress, last.updated_at) == last and not _news(situation, progress):
-        return False
+        return None
     age = (situation.now - parse_time(last.updated_at)).total_seconds()
-    return age >= situation.settings.progress_write_seconds
+    return max(0.0, situation.settings.progress_write_seconds - age)
 
 
 def _news(situation: Situation, progress: Progress) -> bool:
