@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from finetune_api.contract import Cause, ExitCode
 from tests.launch.conftest import StartPod
 
@@ -28,6 +30,7 @@ def test_the_hosts_memory_is_told_apart_and_the_rank_that_ran_out_is_named(start
     assert "resources.memory" in pod.message.advice
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_for_one_whose_memory_is_exhausted_is_ended_within_seconds(start_pod: StartPod) -> None:
     """pytorch/pytorch#97191 and flyteorg/flyte-sdk#698: one rank ran out of memory, the others held their GPUs on."""
     pod = start_pod("exhausted:exhaust_one_accelerator_beside_a_rank_that_hangs", PET_NPROC_PER_NODE=2)
