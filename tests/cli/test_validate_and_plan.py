@@ -124,8 +124,7 @@ def test_a_plan_has_all_jobs_and_says_what_is_not_known_yet(shell: Shell) -> Non
     assert done.returncode == 0, done.stderr
     objects = [(item["kind"], item["metadata"]["name"]) for item in yaml.safe_load_all(done.stdout)]
     assert objects == [
-        ("ConfigMap", "tune-job"), ("Service", "tune"), ("Job", "tune"),
-        ("ConfigMap", "second-job"), ("Service", "second"), ("Job", "second"),
+        ("ConfigMap", "tune-job"), ("Job", "tune"), ("ConfigMap", "second-job"), ("Job", "second"),
     ]  # fmt: skip
     assert "# spec.model.uri is what job tune delivers, and is filled in when that has succeeded\n" in done.stdout
 
@@ -135,7 +134,7 @@ def test_plan_shows_the_manifests_and_the_resolved_job(shell: Shell) -> None:
     done = shell.run("plan", "job.yaml")
     assert done.returncode == 0, done.stderr
     documents = list(yaml.safe_load_all(done.stdout))
-    assert [item["kind"] for item in documents] == ["ConfigMap", "Service", "Job"]
+    assert [item["kind"] for item in documents] == ["ConfigMap", "Job"]
     resolved = json.loads(documents[0]["data"]["job.json"])
     assert resolved["spec"]["strategy"]["lora"]["rank"] == 16
     assert "  job.json: |\n" in done.stdout

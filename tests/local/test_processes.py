@@ -129,7 +129,8 @@ def test_a_pod_gets_the_values_and_downward_fields_of_its_spec(world: World) -> 
     assert found["FINETUNE_GRACE_PERIOD_SECONDS"] == "30"
 
 
-def test_each_pod_has_a_loopback_address_and_finds_index_0_by_it(world: World) -> None:
+def test_each_pod_has_a_loopback_address_and_finds_index_0_by_it(tmp_path: Path) -> None:
+    world = World(tmp_path, resources={"nodes": 2})
     runtime = world.runtime(SHOW_ENVIRONMENT)
     addresses = [runtime.start(world.pod(index)) for index in (0, 1)]
     for index in (0, 1):

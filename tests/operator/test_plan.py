@@ -54,7 +54,6 @@ podFailurePolicy:
 """
 POD = """
 restartPolicy: Never
-subdomain: tune
 terminationGracePeriodSeconds: 120
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -103,7 +102,6 @@ ENVIRONMENT = {
     "PET_NNODES": "field metadata.annotations['finetune.dev/nodes']",
     "PET_NPROC_PER_NODE": "1",
     "PET_NODE_RANK": "field metadata.annotations['batch.kubernetes.io/job-completion-index']",
-    "PET_MASTER_ADDR": "tune-0.tune.ml.svc.cluster.local",
     "PET_MASTER_PORT": "29500",
     "AWS_REGION": "us-east-1",
     "FINETUNE_S3_PATH_STYLE": "false",
@@ -159,9 +157,7 @@ def environment(trainer: Object) -> dict[str, str]:
 def test_the_default_job_is_exactly_this() -> None:
     manifests = plan(typed(), SETTINGS)
     common, trainer = yaml.safe_load(METADATA), yaml.safe_load(TRAINER)
-    assert manifests.service == {
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "tune", **common}, "spec": yaml.safe_load(SERVICE),
-    }  # fmt: skip
+    assert manifests.service is None
     trainer["env"] = manifests.workload["spec"]["template"]["spec"]["containers"][0]["env"]
     assert environment(trainer) == ENVIRONMENT
     template = {
@@ -209,6 +205,17 @@ def test_several_nodes_are_one_indexed_job_whose_first_pod_is_the_master() -> No
     assert job["spec"]["template"]["metadata"]["annotations"]["finetune.dev/nodes"] == "4"
     env = environment(job["spec"]["template"]["spec"]["containers"][0])
     assert (env["PET_NNODES"], env["PET_NPROC_PER_NODE"]) == (ENVIRONMENT["PET_NNODES"], "8")
+    assert env["PET_MASTER_ADDR"] == "tune-0.tune.ml.svc.cluster.local"
+
+
+def test_several_pods_find_each_other_by_a_headless_service_and_one_alone_needs_none() -> None:
+    manifests = plan(typed(resources={"nodes": 2}), SETTINGS)
+    common, pod = yaml.safe_load(METADATA), manifests.workload["spec"]["template"]["spec"]
+    assert manifests.service == {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "tune", **common}, "spec": yaml.safe_load(SERVICE),
+    }  # fmt: skip
+    assert pod["subdomain"] == manifests.service["metadata"]["name"]
+    assert [item["kind"] for item in plan(typed(), SETTINGS).all()] == ["ConfigMap", "Job"]
 
 
 def test_gpus_are_requested_and_limited_alike_and_their_taint_is_tolerated() -> None:
@@ -341,7 +348,7 @@ def test_the_grace_period_reaches_both_the_pod_and_the_trainer() -> None:
 
 def test_the_administrator_sets_image_pull_policy_and_cluster_domain() -> None:
     settings = Settings(trainer_image="mirror/t:2", image_pull_policy="Never", cluster_domain="corp.example")
-    trainer = plan(typed(), settings).workload["spec"]["template"]["spec"]["containers"][0]
+    trainer = plan(typed(resources={"nodes": 2}), settings).workload["spec"]["template"]["spec"]["containers"][0]
     assert (trainer["image"], trainer["imagePullPolicy"]) == ("mirror/t:2", "Never")
     assert environment(trainer)["PET_MASTER_ADDR"] == "tune-0.tune.ml.svc.corp.example"
 
@@ -360,10 +367,13 @@ def test_quantities_are_read_as_kubernetes_reads_them(text: str, number: float) 
 
 
 def test_a_longest_name_leaves_every_child_a_valid_dns_label() -> None:
-    job = typed()
+    job = typed(resources={"nodes": 2})
     job.metadata.name = "a" * 45
-    for manifest in plan(job, SETTINGS).all():
-        assert len(manifest["metadata"]["name"]) <= 63 - len("-999-xxxxx")
+    manifests = plan(job, SETTINGS)
+    for manifest in manifests.all():
+        # What is added to a name where it becomes a pod's; the check has one alone.
+        suffix = "-0-xxxxx" if manifest is manifests.preflight else "-999-xxxxx"
+        assert len(manifest["metadata"]["name"]) <= 63 - len(suffix)
 
 
 # --- where, as whom, and after what ----------------------------------------------------------------------------------

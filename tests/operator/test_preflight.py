@@ -294,7 +294,7 @@ async def test_a_quota_that_forbids_its_pod_is_told_and_holds_nobody_up_for_ever
 def test_by_default_only_what_takes_gpus_or_many_pods_is_checked(spec: dict[str, Any], checked: bool) -> None:
     manifests = plan(typed(**spec), Settings())
     assert (manifests.preflight is not None) is checked
-    assert len(manifests.all()) == 3 + checked
+    assert len(manifests.all()) == 2 + checked
 
 
 def test_the_pod_is_small_and_stays_off_what_the_job_waits_for() -> None:

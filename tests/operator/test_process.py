@@ -25,6 +25,7 @@ from tests.support.scripted import ScriptedRuntime
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST: Object = {"settings": {"backoffBaseSeconds": 0.05, "progressPollSeconds": 0.2}}
+GANG: Object = {"resources": {"nodes": 2}, "runPolicy": {"preflight": "Never", "retries": {"infrastructure": 9}}}
 NAMESPACED: Object = {**FAST, "watch": {"namespaces": ["ml"]}}
 LEASE_KEY = Key(NAMESPACE, "finetune-finetune-operator")
 
@@ -128,7 +129,7 @@ class Cluster:
 
     async def lose_node(self) -> None:
         """The pod was deleted long ago, and its node says nothing any more."""
-        (pod,) = await self.world.pods()
+        pod = (await self.world.pods())[0]
         self.world.node.runtime.lost.add(pod["metadata"]["name"])
         now, self.world.clock.now = self.world.clock.now, self.world.clock.now - timedelta(hours=1)
         await self.world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
@@ -163,7 +164,7 @@ async def tell_the_story(cluster: Cluster) -> None:
     await cluster.reaches("Running", "short")
     await world.end(0, json.dumps(RESULT))
     await cluster.until(lambda: cluster.asked("delete", "finetunejobs"))
-    await world.cluster.create(manifest("tune", runPolicy={"retries": {"infrastructure": 9}}))
+    await world.cluster.create(manifest("tune", **GANG))
     await cluster.reaches("Running", "tune")
     for attempt in (2, 3):
         # The same trouble twice: the second event is counted, not repeated.

@@ -27,6 +27,9 @@ from tests.operator.world import KEY, RESULT, FaultyCluster, Killed, World, admi
 from tests.support.scripted import ScriptedRuntime
 
 SUCCESS = json.dumps(RESULT)
+GANG: Object = {"resources": {"nodes": 2}, "runPolicy": {"preflight": "Never"}}
+FENCED = json.dumps({"operatorNamespace": "system", "operatorLabels": {"app": "a"}, "ingress": [], "egress": []})
+"""The setting by which each job gets a NetworkPolicy."""
 
 
 async def started(runtime: ScriptedRuntime | None = None, **spec: Any) -> World:
@@ -69,11 +72,14 @@ async def test_success_says_why_training_ended_early_and_whose_weights_are_deliv
     )
 
 
-async def test_from_creation_to_success_eight_writes_are_enough_one_of_them_for_progress() -> None:
-    world = World()
+@pytest.mark.parametrize(("nodes", "children"), [(1, 3), (2, 4)], ids=["one pod", "a gang, with its Service"])
+async def test_from_creation_to_success_few_writes_are_enough_one_of_them_for_progress(
+    nodes: int, children: int
+) -> None:
+    world = World(Settings(network_policy=FENCED))
     counting = FaultyCluster(world.cluster)
     world.engine = world.operator(counting)
-    await world.create()
+    await world.create(**{**GANG, "resources": {"nodes": nodes}})
     await world.settle()
     world.progress = Progress(stage=Stage.TRAINING, step=20, total_steps=40, loss=2.0)
     world.clock.forward(40)
@@ -82,7 +88,7 @@ async def test_from_creation_to_success_eight_writes_are_enough_one_of_them_for_
     await world.end(0, SUCCESS)
     await world.settle()
     assert (await world.phase())[0] == "Succeeded"
-    assert counting.writes == ["create"] * 3 + ["patch"] * 4 + ["emit"]
+    assert counting.writes == ["create"] * children + ["patch"] * 4 + ["emit"]
 
 
 async def test_a_pass_over_a_job_where_nothing_happened_writes_nothing() -> None:
@@ -95,7 +101,7 @@ async def test_a_pass_over_a_job_where_nothing_happened_writes_nothing() -> None
 
 
 async def test_children_belong_to_the_job_and_go_with_it() -> None:
-    world = await started()
+    world = await started(**GANG)
     job = await world.cluster.read(FINE_TUNE_JOB, KEY)
     assert job is not None
     for kind, name in ((CONFIG_MAP, "tune-job"), (SERVICE, "tune"), (JOB, "tune")):
@@ -493,7 +499,7 @@ async def test_an_object_of_somebody_else_is_never_touched() -> None:
     world = World()
     mine = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "tune", "namespace": "ml"}, "spec": {"a": 1}}
     before = await world.cluster.create(mine)
-    await world.create()
+    await world.create(**GANG)
     with pytest.raises(NameTakenError):
         await world.pass_once()
     assert await world.phase() == ("Blocked", "Refused")
@@ -519,7 +525,9 @@ async def test_a_spec_of_another_release_is_reported_and_left_alone() -> None:
 async def scenario(world: World) -> None:
     """Everything that a job can live through: a start, a failure, a suspension, a lost Job and the end."""
     steps = [
-        lambda: world.create(runPolicy={"retries": {"infrastructure": 1}}),
+        lambda: world.create(
+            resources={"nodes": 2}, runPolicy={"preflight": "Never", "retries": {"infrastructure": 1}}
+        ),
         lambda: world.end(69, json.dumps({"exitCode": 69, "message": "S3 did not answer"})),
         lambda: world.set_suspend(True),
         lambda: world.set_suspend(False),

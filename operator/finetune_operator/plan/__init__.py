@@ -25,13 +25,14 @@ class Manifests:
     """Where the installation has them."""
     preflight: Object | None
     """The Job that checks the job first; None where none is wanted."""
-    service: Object
+    service: Object | None
+    """Where there are several pods, which find each other by it."""
     workload: Object
     """The Indexed Job; create-only, since its pod template cannot be changed."""
 
     def all(self) -> tuple[Object, ...]:
-        preflight = () if self.preflight is None else (self.preflight,)
-        return (*self.needs_of_preflight(), *preflight, self.service, self.workload)
+        found = (*self.needs_of_preflight(), self.preflight, self.service, self.workload)
+        return tuple(manifest for manifest in found if manifest is not None)
 
     def needs_of_preflight(self) -> tuple[Object, ...]:
         """What must be there before the pod that checks the job: it is fenced off as the job's own pods are."""
@@ -39,7 +40,7 @@ class Manifests:
 
     def needs(self) -> tuple[Object, ...]:
         """What must be there before the pods."""
-        return (*self.needs_of_preflight(), self.service)
+        return self.needs_of_preflight() if self.service is None else (*self.needs_of_preflight(), self.service)
 
 
 def plan(job: FineTuneJob, settings: Settings, attempt: int = 1) -> Manifests:
@@ -49,6 +50,6 @@ def plan(job: FineTuneJob, settings: Settings, attempt: int = 1) -> Manifests:
         config_map(resolved),
         network_policy(resolved, settings),
         preflight(resolved, settings) if wants_preflight(resolved) else None,
-        service(resolved),
+        service(resolved) if resolved.spec.resources.nodes > 1 else None,
         workload(resolved, settings, attempt),
     )

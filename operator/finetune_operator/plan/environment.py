@@ -54,7 +54,9 @@ def _rendezvous(job: FineTuneJob, settings: Settings) -> Iterator[Object]:
     yield _field(contract.ENV_NNODES, f"metadata.annotations['{contract.ANNOTATION_NODES}']")
     yield _value(contract.ENV_NPROC_PER_NODE, str(resources.processes_per_node))
     yield _field(contract.ENV_NODE_RANK, COMPLETION_INDEX)
-    yield _value(contract.ENV_MASTER_ADDR, master_address(job, settings.cluster_domain))
+    if resources.nodes > 1:
+        # One that is alone needs no name: it meets itself under its own address.
+        yield _value(contract.ENV_MASTER_ADDR, master_address(job, settings.cluster_domain))
     yield _value(contract.ENV_MASTER_PORT, str(contract.RENDEZVOUS_PORT))
 
 

@@ -35,7 +35,8 @@ def config_map(job: FineTuneJob) -> Object:
 
 
 def service(job: FineTuneJob) -> Object:
-    """Headless, so that every pod has a DNS name; before it is ready, since ranks meet before they can be."""
+    """Headless, so that every pod has a DNS name; before it is ready, since ranks meet before they can be. A single
+    pod needs none, and with a Service go its EndpointSlice and the writes that this takes."""
     return {
         "apiVersion": "v1",
         "kind": "Service",

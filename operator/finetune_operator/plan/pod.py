@@ -49,7 +49,7 @@ def _pod_spec(job: FineTuneJob, settings: Settings) -> Object:
     scheduling, storage, template = job.spec.scheduling, job.spec.storage, job.spec.pod_template
     spec: Object = {
         "restartPolicy": "Never",
-        "subdomain": workload_name(job.metadata.name),
+        "subdomain": workload_name(job.metadata.name) if job.spec.resources.nodes > 1 else None,
         "terminationGracePeriodSeconds": job.spec.run_policy.termination_grace_period_seconds,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
