@@ -8,6 +8,7 @@ seconds of training.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 
@@ -41,7 +42,7 @@ def main(model: str, data: str, output: str, steps: str, rows: str) -> None:
         gradient_checkpointing=False,
         bf16=False,
         use_cpu=True,
-        ddp_backend="gloo",
+        ddp_backend="gloo" if "RANK" in os.environ else None,
         logging_steps=1,
         save_strategy="no",
         include_num_input_tokens_seen="non_padding",
