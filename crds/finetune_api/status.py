@@ -140,6 +140,9 @@ class FineTuneJobStatus(Message):
     nodes: int = Field(
         0, description="Pods of this attempt: fewer than resources.nodes where an elastic job found no room for all."
     )
+    trainer_image: str | None = Field(
+        None, max_length=1024, description="Image of all its pods, by digest as soon as a node has told it."
+    )
     incident: Incident | None = Field(None, description="The incident that is being handled.")
     active_seconds: int = Field(0, description="Time really running, over suspensions and restarts.")
     active_since: str | None = Field(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -123,15 +124,20 @@ class Actor:
 
     async def _create_preflight(self, job: FineTuneJob) -> Object | None:
         manifests = plan(job, self._settings)
-        for manifest in manifests.needs_of_preflight():
-            await self._ensure(job, manifest)
+        await self._ensure_all(job, manifests.needs_of_preflight())
         return await self._ensure(job, manifests.preflight) if manifests.preflight else None
 
     async def _create_needs(self, job: FineTuneJob, attempt: int) -> Manifests:
         manifests = plan(job, self._settings, attempt)
-        for manifest in manifests.needs():
-            await self._ensure(job, manifest)
+        await self._ensure_all(job, manifests.needs())
         return manifests
+
+    async def _ensure_all(self, job: FineTuneJob, manifests: Sequence[Object]) -> None:
+        """All at once, since none needs another one. What fails is told when nothing is under way any more."""
+        answers = await asyncio.gather(*(self._ensure(job, manifest) for manifest in manifests), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
 
     async def _ensure(self, job: FineTuneJob, manifest: Object) -> Object:
         """Create it, or find what an earlier pass has created. Nothing of anybody else is ever overwritten."""

@@ -126,12 +126,14 @@ class Engine:
         return len(keys)
 
     def _look_at(self, keys: Sequence[Key], over: float) -> None:
-        """Put them all, spread over so many seconds: thousands at once would stand before what really happens."""
+        """Put them all, spread over so many seconds, and behind what really happens: there may be thousands."""
+        if not self._gate.is_set():
+            return
         for number, key in enumerate(keys):
-            if over and number and self._gate.is_set():
+            if over and number:
                 self.queue.put_after(key, over * number / len(keys))
             else:
-                self.put(key)
+                self.queue.put_calmly(key)
 
     async def _survey(self, kind: Kind) -> AsyncIterator[Object]:
         """LIST a kind, and compare with what its watch has told."""

@@ -34,7 +34,7 @@ async def operate(settings: Settings) -> None:
             request_seconds=settings.request_timeout_seconds,
             may_write=this.leads,
             answered=metrics.answered,
-            wrote=echoes.wrote,
+            echoes=echoes,
         ) as cluster,
         serving(settings.http_port, metrics, health),
         asyncio.TaskGroup() as group,

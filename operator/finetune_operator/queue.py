@@ -32,6 +32,10 @@ class Backoff:
         return full * self.rng.uniform(0.5, 1.0)
 
 
+CALM_SHARE = 4
+"""Every fourth key that is taken is one that has time, so that news without end holds none of those up for ever."""
+
+
 class KeyedQueue:
     """Not thread-safe: everything happens in one event loop.
 
@@ -43,6 +47,8 @@ class KeyedQueue:
         self._backoff = backoff
         self._clock = clock
         self._ready: dict[Key, None] = {}
+        self._calm: dict[Key, None] = {}
+        self._taken = 0
         self._working: set[Key] = set()
         self._again: set[Key] = set()
         self._due: dict[Key, float] = {}
@@ -56,17 +62,29 @@ class KeyedQueue:
 
     def __len__(self) -> int:
         """Keys that are ready to be worked on."""
-        return len(self._ready)
+        return len(self._ready) + len(self._calm)
 
     def put(self, key: Key) -> None:
         """Now; a key in work is worked on again afterwards."""
         if self._closed:
             return
         self._due.pop(key, None)
+        self._calm.pop(key, None)
         if key in self._working:
             self._again.add(key)
         else:
             self._ready[key] = None
+            self._changed.set()
+
+    def put_calmly(self, key: Key) -> None:
+        """Now, but after those for which there are news; without them it is the same as `put`."""
+        if self._closed or key in self._ready:
+            return
+        self._due.pop(key, None)
+        if key in self._working:
+            self._again.add(key)
+        else:
+            self._calm[key] = None
             self._changed.set()
 
     def put_after(self, key: Key, seconds: float) -> None:
@@ -86,10 +104,13 @@ class KeyedQueue:
     def take(self) -> Key | None:
         """The key that has been ready longest, or None; it must be given back by done or fail."""
         self._ripen()
-        if self._closed or not self._ready:
+        if self._closed or not self:
             return None
-        key = next(iter(self._ready))
-        del self._ready[key]
+        self._taken += 1
+        is_calms_turn = not self._ready or self._taken % CALM_SHARE == 0
+        line = self._calm if self._calm and is_calms_turn else self._ready
+        key = next(iter(line))
+        del line[key]
         self._working.add(key)
         self._idle.clear()
         return key
@@ -111,13 +132,14 @@ class KeyedQueue:
         """Give out no key any more; returns when no key is in work."""
         self._closed = True
         self._ready.clear()
+        self._calm.clear()
         await self._idle.wait()
 
     async def wait(self) -> None:
         """Until a key may be ready."""
         timeout = self.next_due()
         self._changed.clear()
-        if self._ready:
+        if self:
             return
         # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
         with suppress(TimeoutError):

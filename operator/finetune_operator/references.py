@@ -62,8 +62,11 @@ def pending(job: FineTuneJob) -> tuple[Reference, ...]:
 
 
 def with_places(job: FineTuneJob) -> FineTuneJob:
-    """The job with the places in it that the jobs it names have delivered to, as far as they are known; a copy."""
+    """The job with the places in it that the jobs it names have delivered to, as far as they are known; a copy where
+    that changes anything, since copies of every job that starts add up."""
     known = job.status.references
+    if not known:
+        return job
     changed = job.model_copy(deep=True)
     spec = changed.spec
     spec.model.uri = known.get(MODEL, spec.model.uri)

@@ -101,7 +101,7 @@ def _registry(put: Put, watches: Watches, echoes: Echoes, configuration: Configu
         async def changed(event: Object, **_: Any) -> None:
             metadata, deleted = event["object"]["metadata"], event["type"] == "DELETED"
             watches.delivered(kind, metadata, deleted)
-            if echoes.is_news(metadata, deleted):
+            if await echoes.is_news(kind, metadata, deleted):
                 put(key(metadata))
 
         return changed

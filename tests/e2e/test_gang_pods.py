@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any
 
@@ -105,3 +106,32 @@ def test_an_elastic_job_goes_on_with_the_pods_that_have_room(
     assert 1 <= status["nodes"] <= nodes
     result = json.loads(cluster_s3.client().get_object(Bucket=bucket, Key="elastic/result.json")["Body"].read())
     assert (result["worldSize"], result["globalBatchSize"]) == (status["nodes"], 2 * (nodes + 1))
+
+
+def test_pods_stay_in_one_domain_and_run_as_whom_the_job_says_after_what_it_says(
+    installed: Installed, cluster_s3: ClusterS3, bucket: str
+) -> None:
+    wire = gang(installed.jobs, bucket, cluster_s3.endpoint, 2, "together")
+    wire["spec"]["hyperparameters"]["maxSteps"] = 2
+    wire["spec"]["scheduling"] = {"topologyKey": "kubernetes.io/hostname"}
+    check = "import os; assert (os.getuid(), os.getgroups()) == (1000, [2000, 3000]), (os.getuid(), os.getgroups())"
+    mounted = [{"name": "shared", "mountPath": "/shared"}]
+    first = {
+        "name": "check",
+        "image": os.environ["E2E_TRAINER_IMAGE"],
+        "command": ["python", "-c", f"{check}; open('/shared/a', 'w')"],
+    }
+    wire["spec"]["podTemplate"] = {
+        "securityContext": {"runAsUser": 1000, "runAsGroup": 2000, "fsGroup": 2000, "supplementalGroups": [3000]},
+        "volumes": [{"name": "shared", "emptyDir": {"sizeLimit": "1Mi"}}],
+        "volumeMounts": mounted,
+        "initContainers": [{**first, "volumeMounts": mounted}],
+    }
+    wire["spec"]["runPolicy"] = {"preflight": "Never"}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket-keys", "namespace": installed.jobs}}
+    apply({**secret, "stringData": cluster_s3.keys}, wire)
+    status = finish(installed.jobs, "together")["status"]
+    assert status["phase"] == "Succeeded", status.get("message")
+    pods = items("pod", "-n", installed.jobs, "-l", "finetune.dev/job=together")
+    assert len({pod["spec"]["nodeName"] for pod in pods}) == 1
+    assert len(pods) == 2

@@ -53,7 +53,7 @@ async def test_a_live_job_costs_a_few_kib_of_our_own_indices() -> None:
             for kind in WATCHED:
                 metadata = {"uid": f"{kind.kind}-{number:036}", "resourceVersion": str(10**9 + number)}
                 watches.delivered(kind, metadata, deleted=False)
-                echoes.wrote({"kind": kind.kind, "metadata": metadata})
+                echoes.wrote(kind, {"metadata": metadata})
             metrics.jobs.see({**raw, "status": {"phase": "Running"}})
             poller.latest(key, {"metadata": {"name": f"p-{number}", "uid": f"{number:036}"}, "spec": "x" * 40000})
             queue.put_after(key, 30.0)

@@ -44,6 +44,27 @@ def test_keys_come_in_the_order_in_which_they_were_put(queue: KeyedQueue) -> Non
     assert (queue.take(), queue.take()) == (B, A)
 
 
+def test_what_has_time_comes_after_news_and_yet_in_the_end(queue: KeyedQueue) -> None:
+    calm, news = [Key("ml", f"calm-{number}") for number in range(3)], [Key("ml", f"news-{n}") for n in range(6)]
+    for key in calm:
+        queue.put_calmly(key)
+    for key in news:
+        queue.put(key)
+    queue.put(calm[2])
+    assert len(queue) == 9
+    taken = [queue.take() for _ in range(10)]
+    assert taken == [*news[:3], calm[0], *news[3:], calm[1], calm[2], None]
+
+
+def test_what_has_time_and_is_in_work_is_worked_on_again(queue: KeyedQueue) -> None:
+    queue.put_calmly(A)
+    assert queue.take() == A
+    queue.put_calmly(A)
+    assert queue.take() is None
+    queue.done(A)
+    assert queue.take() == A
+
+
 def test_a_key_in_work_is_never_given_to_a_second_worker_but_comes_again(queue: KeyedQueue) -> None:
     queue.put(A)
     assert queue.take() == A

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,7 +11,7 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 
 from finetune_operator.cluster.echoes import Echoes
-from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Kind, Object
+from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, ConflictError, Key, Object
 from finetune_operator.cluster.sessions import METADATA, METADATA_LIST, api_session, metadata_session
 from finetune_operator.watches import WATCHED
 
@@ -64,19 +65,33 @@ async def test_a_proxy_of_the_environment_is_used_but_for_hosts_that_need_none(
         assert session._default_proxy is None
 
 
-def written(kind: Kind, version: str) -> Object:
-    return {"kind": kind.kind, "metadata": {"uid": "1", "resourceVersion": version}}
+def metadata(version: str) -> Object:
+    return {"uid": "1", "namespace": "ml", "name": "tune", "resourceVersion": version}
 
 
-def test_an_event_of_what_we_have_written_is_no_news_and_any_other_one_is() -> None:
+async def test_an_event_of_what_we_have_written_is_no_news_and_any_other_one_is() -> None:
     echoes = Echoes()
-    echoes.wrote(written(FINE_TUNE_JOB, "5"))
-    assert echoes.is_news({"uid": "1", "resourceVersion": "4"}, deleted=False)
-    assert not echoes.is_news({"uid": "1", "resourceVersion": "5"}, deleted=False)
+    echoes.wrote(FINE_TUNE_JOB, {"metadata": metadata("5")})
+    assert await echoes.is_news(FINE_TUNE_JOB, metadata("4"), deleted=False)
+    assert not await echoes.is_news(FINE_TUNE_JOB, metadata("5"), deleted=False)
     # The same again comes after a broken watch, which may have missed something.
-    assert echoes.is_news({"uid": "1", "resourceVersion": "5"}, deleted=False)
-    echoes.wrote(written(JOB, "7"))
-    assert echoes.is_news({"uid": "1", "resourceVersion": "7"}, deleted=True)
+    assert await echoes.is_news(FINE_TUNE_JOB, metadata("5"), deleted=False)
+    echoes.wrote(JOB, {"metadata": metadata("7")})
+    assert await echoes.is_news(JOB, metadata("7"), deleted=True)
     # What pods are told belongs to no status that would have been written in the same pass.
-    echoes.wrote(written(POD, "9"))
-    assert echoes.is_news({"uid": "1", "resourceVersion": "9"}, deleted=False)
+    echoes.wrote(POD, {"metadata": metadata("9")})
+    assert await echoes.is_news(POD, metadata("9"), deleted=False)
+
+
+async def test_an_event_that_comes_before_the_answer_to_the_write_is_no_news_either() -> None:
+    echoes, key = Echoes(), Key("ml", "tune")
+    with echoes.writing(FINE_TUNE_JOB, key):
+        early = asyncio.create_task(echoes.is_news(FINE_TUNE_JOB, metadata("5"), deleted=False))
+        other = asyncio.create_task(echoes.is_news(FINE_TUNE_JOB, metadata("6"), deleted=False))
+        await asyncio.sleep(0)
+        echoes.wrote(FINE_TUNE_JOB, {"metadata": metadata("5")})
+    assert (await early, await other) == (False, True)
+    # A write that fails holds nothing up.
+    with pytest.raises(ConflictError), echoes.writing(FINE_TUNE_JOB, key):
+        raise ConflictError
+    assert await echoes.is_news(FINE_TUNE_JOB, metadata("8"), deleted=False)

@@ -16,6 +16,7 @@ from kubernetes.aio.client import Configuration
 
 from finetune_api.contract import Progress
 from finetune_operator.cluster import trainers
+from finetune_operator.cluster.echoes import Echoes
 from finetune_operator.cluster.port import (
     EVENT,
     FINE_TUNE_JOB,
@@ -59,7 +60,7 @@ class KubernetesCluster:
 
     Args:
         namespaces: those that `list` covers without a namespace; empty means all.
-        wrote: told of every object as a write of ours has left it.
+        echoes: told of all that is written.
     """
 
     def __init__(
@@ -68,12 +69,12 @@ class KubernetesCluster:
         http: aiohttp.ClientSession,
         *,
         namespaces: tuple[str, ...] = (),
-        wrote: Callable[[Object], None] = lambda obj: None,
+        echoes: Echoes | None = None,
     ) -> None:
         self._send = transport.request
         self._http = http
         self._namespaces = namespaces
-        self._wrote = wrote
+        self._echoes = echoes or Echoes()
 
     # --- the port ----------------------------------------------------------------------------------------------------
 
@@ -95,8 +96,9 @@ class KubernetesCluster:
         kind, namespace = KINDS[obj["kind"]], obj["metadata"]["namespace"]
         # Strict: what the server does not know is refused with its name instead of being dropped.
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
-        created = await self._send("POST", _path(kind, namespace), query, obj)
-        self._wrote(created)
+        with self._echoes.writing(kind, Key(namespace, obj["metadata"]["name"])):
+            created = await self._send("POST", _path(kind, namespace), query, obj)
+            self._echoes.wrote(kind, created)
         return created
 
     async def apply(self, obj: Object) -> Object:
@@ -107,11 +109,11 @@ class KubernetesCluster:
 
     async def patch(self, kind: Kind, key: Key, patch: JsonPatch, subresource: str | None = None) -> Object | None:
         path = _path(kind, key.namespace, key.name) + (f"/{subresource}" if subresource else "")
-        patched = await self._or_none(
-            "PATCH", path, {"fieldManager": FIELD_MANAGER}, patch, content_type=CONTENT_TYPES["json"]
-        )
-        if patched is not None:
-            self._wrote(patched)
+        query = {"fieldManager": FIELD_MANAGER}
+        with self._echoes.writing(kind, key):
+            patched = await self._or_none("PATCH", path, query, patch, content_type=CONTENT_TYPES["json"])
+            if patched is not None:
+                self._echoes.wrote(kind, patched)
         return patched
 
     async def delete(self, kind: Kind, key: Key, uid: str, grace_seconds: int | None = None) -> None:
@@ -200,7 +202,7 @@ async def connect(
     request_seconds: float = 30.0,
     may_write: Callable[[], bool] = lambda: True,
     answered: Answered = lambda method, code, seconds: None,
-    wrote: Callable[[Object], None] = lambda obj: None,
+    echoes: Echoes | None = None,
 ) -> AsyncIterator[KubernetesCluster]:
     """A cluster whose connections are closed at the end; see Transport. No proxy stands between operator and pods."""
     async with (
@@ -210,7 +212,7 @@ async def connect(
         transport = Transport(
             api, configuration, request_seconds=request_seconds, may_write=may_write, answered=answered
         )
-        yield KubernetesCluster(transport, http, namespaces=namespaces, wrote=wrote)
+        yield KubernetesCluster(transport, http, namespaces=namespaces, echoes=echoes)
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None) -> str:

@@ -17,6 +17,7 @@ from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Action, Decis
 from finetune_operator.lifecycle.elastic import shrink, shrink_due
 from finetune_operator.lifecycle.ending import finish
 from finetune_operator.lifecycle.held import let_go, look_again
+from finetune_operator.lifecycle.image import with_image
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
 from finetune_operator.lifecycle.leftovers import free_lost, tidy
 from finetune_operator.lifecycle.preflight import check_first, stop_preflight
@@ -75,7 +76,7 @@ def _stay_ended(situation: Situation) -> Decision:
 
 def _known(status: FineTuneJobStatus, observed: Observed, now: datetime) -> FineTuneJobStatus:
     """The status with what the children know better or later."""
-    return with_warnings(_heard(_adopt(status, observed, now), observed), observed)
+    return with_warnings(with_image(_heard(_adopt(status, observed, now), observed), observed), observed)
 
 
 def _adopt(status: FineTuneJobStatus, observed: Observed, now: datetime) -> FineTuneJobStatus:

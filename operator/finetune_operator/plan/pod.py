@@ -72,7 +72,8 @@ def _trainer(job: FineTuneJob, settings: Settings) -> Object:
     template = job.spec.pod_template
     return {
         "name": TRAINER_CONTAINER,
-        "image": settings.trainer_image,
+        # Of a job that is under way an upgrade changes nothing.
+        "image": job.status.trainer_image or settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer.launch"],
         "env": environment(job, settings),
