@@ -46,7 +46,7 @@ from finetune_operator.plan import plan
 from finetune_operator.settings import load
 
 ROOT = Path(__file__).resolve().parents[1]
-CONCURRENCY = 8
+CONCURRENCY = 16
 """As many requests at a time as the operator has workers."""
 IDLE_SECONDS = 30.0
 STEADY_PODS = 300
