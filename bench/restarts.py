@@ -99,7 +99,7 @@ def manifest(folder: Path) -> Object:
             "model": {"uri": f"file://{folder}/model"},
             "dataset": {"uri": f"file://{folder}/rows.jsonl"},
             "strategy": {"type": "LoRA"},
-            "hyperparameters": {"maxSteps": 1_000_000, "maxLength": 128, "perDeviceBatchSize": 4},
+            "hyperparameters": {"epochs": 1000, "maxLength": 128, "perDeviceBatchSize": 4},
             "checkpoint": {"everySteps": 50},
             "output": {"uri": f"file://{folder}/out"},
             "runPolicy": {"retries": {"infrastructure": KILLS}},

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from finetune_api.contract import ANNOTATION_ATTEMPT, TRAINER_CONTAINER, Progress
+from finetune_api.contract import ANNOTATION_ATTEMPT, LABEL_QUEUE, TRAINER_CONTAINER, Progress
 from finetune_operator.cluster.port import TRACKING, Object
 from finetune_operator.references import Named
 
@@ -87,6 +87,13 @@ def workload_attempt(workload: Object) -> int:
 def workload_nodes(workload: Object) -> int:
     """Pods of the Job's gang: fewer than the job asks for where it is elastic and found no room for all."""
     return int(workload["spec"]["completions"])
+
+
+def queue_of(workload: Object) -> str | None:
+    """The queue that says when a Job's pods may run. Where a namespace has a LocalQueue called default, Kueue puts each
+    Job without a queue into that."""
+    queue: str | None = workload["metadata"].get("labels", {}).get(LABEL_QUEUE)
+    return queue
 
 
 def is_suspended(workload: Object) -> bool:

@@ -44,6 +44,7 @@ from finetune_operator.observed import (
     controller_uid,
     eviction_in,
     pods_overdue_in,
+    queue_of,
     rank_zero,
     refusal_in,
     stuck_pod,
@@ -189,7 +190,7 @@ class Reconciler:
         waiting = without_pods(observed)
         if waiting is not None and pods_overdue_in(observed, now) == 0:
             observed = replace(observed, refusal=refusal_in(await self._cluster.events_of(waiting)))
-        if workload is not None and job.spec.scheduling.queue is not None and was_taken_back(job.status, observed):
+        if workload is not None and queue_of(workload) is not None and was_taken_back(job.status, observed):
             observed = replace(observed, eviction=eviction_in(await self._cluster.events_of(workload)))
         stuck = stuck_pod(observed, self._clock())
         if stuck is not None:

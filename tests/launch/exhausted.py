@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import time
+
 import torch
 import torch.distributed as dist
 
@@ -27,3 +30,14 @@ def exhaust_the_hosts_memory_of_one(context: Context) -> None:
     if context.rank == 1:
         torch.empty(2**48, dtype=torch.uint8)
     dist.all_reduce(torch.zeros(1))
+
+
+def exhaust_one_accelerator_beside_a_rank_that_hangs(context: Context) -> None:
+    """Rank 0 hears neither of rank 1's end nor of SIGTERM, as in a kernel that waits for its peer on the GPU."""
+    dist.init_process_group("gloo")
+    dist.barrier()
+    if context.rank == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    while True:
+        time.sleep(60)

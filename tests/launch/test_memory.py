@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
+
 from finetune_api.contract import Cause, ExitCode
 from tests.launch.conftest import StartPod
 
@@ -24,3 +28,14 @@ def test_the_hosts_memory_is_told_apart_and_the_rank_that_ran_out_is_named(start
     assert pod.message.rank == 1
     assert "the pod's memory is exhausted" in pod.message.message
     assert "resources.memory" in pod.message.advice
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_for_one_whose_memory_is_exhausted_is_ended_within_seconds(start_pod: StartPod) -> None:
+    """pytorch/pytorch#97191 and flyteorg/flyte-sdk#698: one rank ran out of memory, the others held their GPUs on."""
+    pod = start_pod("exhausted:exhaust_one_accelerator_beside_a_rank_that_hangs", PET_NPROC_PER_NODE=2)
+    pod.line("CUDA out of memory")
+    died = time.monotonic()
+    assert pod.exit_code() == ExitCode.OUT_OF_MEMORY
+    assert time.monotonic() - died < 15
+    assert (pod.message.cause, pod.message.rank) == (Cause.OUT_OF_MEMORY, 1)

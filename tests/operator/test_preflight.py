@@ -168,6 +168,17 @@ async def test_a_check_for_which_there_is_no_room_holds_nobody_up_for_ever() -> 
     assert (await valid(world))[:2] == ("True", "PreflightInconclusive")
 
 
+async def test_a_check_whose_job_somebody_suspends_holds_nobody_up() -> None:
+    """kubernetes-sigs/kueue#1568: where Kueue manages Jobs without a queue, what a job makes besides never ran."""
+    world = await a_world()
+    await world.cluster.patch(JOB, CHECK, [{"op": "add", "path": "/spec/suspend", "value": True}])
+    await world.node.settle()
+    await world.settle()
+    assert (await world.phase())[0] == "Running"
+    text = "Preflight did not come to its end (somebody has suspended its Job); the job starts unchecked"
+    assert await valid(world) == ("True", "PreflightInconclusive", text)
+
+
 async def nothing() -> None:
     """A cluster without nodes."""
 

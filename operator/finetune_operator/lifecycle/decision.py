@@ -9,7 +9,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.cluster.port import Object
-from finetune_operator.observed import Observed, parse_time, timestamp, workload_nodes
+from finetune_operator.observed import Observed, parse_time, queue_of, timestamp, workload_nodes
 from finetune_operator.settings import Settings
 
 MAX_MESSAGE = 4096
@@ -140,9 +140,15 @@ class Situation:
         return self.job.spec.resources.nodes if workload is None else workload_nodes(workload)
 
     @property
+    def queue(self) -> str | None:
+        """The queue that says when the pods may run: that of the Job, which may be another one than was asked for."""
+        workload = self.observed.workload
+        return self.job.spec.scheduling.queue if workload is None else queue_of(workload)
+
+    @property
     def is_queued(self) -> bool:
         """Whether a queue says when the pods may run."""
-        return self.job.spec.scheduling.queue is not None
+        return self.queue is not None
 
     @property
     def time(self) -> str:

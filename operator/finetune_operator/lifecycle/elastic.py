@@ -42,6 +42,9 @@ def smaller_gang(situation: Situation) -> int | None:
     least, pods = spec.distributed.min_nodes, current_pods(situation.observed)
     if least is None or workload is None or is_suspended(workload) or len(pods) < situation.nodes:
         return None
+    if situation.is_queued:
+        # A queue gives room as a whole, and takes a Job of another size for another one.
+        return None
     placed = sum(placed_since(pod, situation.now) is not None for pod in pods)
     unplaced = sum(unplaced_since(pod, situation.now) is not None for pod in pods)
     if not unplaced or placed + unplaced < len(pods):

@@ -25,7 +25,7 @@ from finetune_operator.lifecycle.decision import (
 )
 from finetune_operator.lifecycle.ending import fail
 from finetune_operator.lifecycle.text import duration
-from finetune_operator.observed import completed, failed, finished
+from finetune_operator.observed import completed, failed, finished, is_suspended, queue_of
 from finetune_operator.plan.preflight import LIMIT_SECONDS, is_wanted
 
 DECISIVE = (ExitCode.USAGE, ExitCode.DATA, ExitCode.NOPERM, ExitCode.UNAVAILABLE)
@@ -49,6 +49,9 @@ def check_first(situation: Situation) -> Decision | None:
         return Decision(situation.status, CreatePreflight())
     if completed(child):
         return _passed(situation)
+    if is_suspended(child) and queue_of(child) is None:
+        # Kueue does so where it manages Jobs without a queue, and lets none of them run.
+        return _inconclusive(situation, "somebody has suspended its Job")
     why = failed(child)
     return _judged(situation, why) if why is not None else _wait(situation)
 

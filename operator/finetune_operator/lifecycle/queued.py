@@ -36,7 +36,7 @@ def in_queue(situation: Situation) -> Decision | None:
         return None
     if not is_suspended(workload):
         return _clear(situation)
-    queue = situation.job.spec.scheduling.queue
+    queue = situation.queue
     if was_taken_back(situation.status, situation.observed):
         why = situation.observed.eviction or "Kueue gave no reason"
         return open_incident(situation, Failure(Cause.DISRUPTION, f"Queue {queue} took the job back: {why}"))
