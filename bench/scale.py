@@ -1,4 +1,4 @@
-"""The operator with thousands of jobs on a real API server: `KUBECONFIG=... python -m bench.scale [JOBS]`.
+"""The operator with thousands of jobs on a real API server: `KUBECONFIG=... python -m bench.scale [JOBS [running]]`.
 
 The server behind KUBECONFIG may be an API server and etcd alone; best it is thrown away afterwards. This process plays
 the users, who create the jobs, and Job controller and kubelet, who make pods and let them run and end. Measured are
@@ -9,6 +9,8 @@ the users, who create the jobs, and Job controller and kubelet, who make pods an
   once, as fast as the server takes it;
 - API requests per job until success, the operator's memory, and its CPU time while all jobs run and report the same;
 - from SIGKILL of the leader to the next status that its successor writes.
+
+With `running` it ends when all jobs run, with the operator's memory: the rest takes as long again.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from finetune_operator.plan import plan
 from finetune_operator.settings import load
 
 ROOT = Path(__file__).resolve().parents[1]
-CONCURRENCY = 8
+CONCURRENCY = 16
 """As many requests at a time as the operator has workers."""
 IDLE_SECONDS = 30.0
 STEADY_PODS = 300
@@ -296,14 +298,14 @@ async def statuses(where: str, phase: str, seen: dict[str, float]) -> None:
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-async def scale(cluster: KubernetesCluster, count: int) -> None:
+async def scale(cluster: KubernetesCluster, count: int, whole: bool) -> None:
     names = [f"job-{number}" for number in range(count)]
     with namespace() as where:
         operator = Operator(where)
         try:
             await operator.ready()
             await asyncio.sleep(2)
-            figures = {"memory_mib_without_jobs": operator.memory_mib()}
+            empty = operator.memory_mib()
             status = await first_status(cluster, operator, where)
             # Half of it before and half after: the server gets warmer, and fuller.
             looped = names[:LOOP_MOST]
@@ -311,21 +313,28 @@ async def scale(cluster: KubernetesCluster, count: int) -> None:
             before = operator.requests()
             begin = time.monotonic()
             await each(names, lambda name: cluster.create(job(where, name)))
-            figures["seconds_to_create"] = time.monotonic() - begin
+            created = time.monotonic() - begin
             await until(lambda: operator.phase("Starting") == count + 1, pause=0.05)
             started = time.monotonic() - begin
             loop += await plain_loop(cluster, looped[1::2], status)
-            figures |= await live(operator, Pods(cluster, where), where, names)
+            report(
+                "scale: start",
+                jobs=count,
+                seconds_to_create=created,
+                seconds_to_first_statuses=started,
+                jobs_of_plain_loop=len(looped),
+                seconds_of_plain_loop=loop,
+                ratio=started / count / (loop / len(looped)),
+                limit_ratio=1.3,
+            )
+            figures = await live(operator, Pods(cluster, where), where, names, whole=whole)
             reads, writes = (now - then for now, then in zip(operator.requests(), before, strict=True))
         finally:
             operator.end()
     report(
-        "scale",
+        "scale: live",
         jobs=count,
-        seconds_to_first_statuses=started,
-        seconds_of_plain_loop=loop * count / len(looped),
-        ratio=started / loop * len(looped) / count,
-        limit_ratio=1.3,
+        memory_mib_without_jobs=empty,
         limit_memory_mib=160 + 20 / 1024 * count,
         reads_per_job=reads / count,
         writes_per_job=writes / count,
@@ -344,8 +353,8 @@ async def first_status(cluster: KubernetesCluster, operator: Operator, where: st
     return status
 
 
-async def live(operator: Operator, pods: Pods, where: str, names: list[str]) -> dict[str, float]:
-    """All jobs begin to run, run, and succeed."""
+async def live(operator: Operator, pods: Pods, where: str, names: list[str], *, whole: bool) -> dict[str, float]:
+    """All jobs begin to run, run, and, for the whole, succeed."""
     await each(names, pods.create)
     seen: dict[str, float] = {}
     watching = asyncio.create_task(statuses(where, "Running", seen))
@@ -360,6 +369,8 @@ async def live(operator: Operator, pods: Pods, where: str, names: list[str]) -> 
             await until(lambda: len(seen) == len(names))
             figures |= _lags("at_once", [seen[name] - pods.changed[name] for name in rest])
         watching.cancel()
+        if not whole:
+            return figures | {"memory_mib": operator.memory_mib()}
         # Every trainer has been asked once, so that what follows is rest.
         await asyncio.sleep(len(names) / operator.settings.progress_reads_per_second + 45)
         before = operator.cpu_seconds()
@@ -409,18 +420,20 @@ async def failover(cluster: KubernetesCluster) -> None:
                 replica.end()
 
 
-async def measure(count: int) -> None:
+async def measure(count: int, whole: bool) -> None:
     install_crd()
     async with connect(await load_configuration()) as cluster:
-        await scale(cluster, count)
-        await failover(cluster)
+        await scale(cluster, count, whole)
+        if whole:
+            await failover(cluster)
 
 
 def main() -> int:
     if not os.environ.get("KUBECONFIG"):
         print("bench.scale: left out, since KUBECONFIG names no cluster", file=sys.stderr)
         return 0
-    asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 1000))
+    count, *until = sys.argv[1:] or ["1000"]
+    asyncio.run(measure(int(count), whole=until != ["running"]))
     return 0
 
 

@@ -73,7 +73,7 @@ class Settings:
         low=3,
     )
     workers: int = _setting(
-        8, "Jobs reconciled at the same time. A pass waits for the API server nearly all of its time.", low=1
+        16, "Jobs reconciled at the same time. A pass waits for the API server nearly all of its time.", low=1
     )
     resync_seconds: float = _setting(
         300.0, "Seconds between two LISTs of all unfinished jobs, in case a watch lost something without a word.", low=1

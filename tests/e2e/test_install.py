@@ -108,11 +108,18 @@ def job(namespace: str, bucket: str, endpoint: str) -> Object:
     }
 
 
-def test_the_operator_is_ready_and_serves_its_metrics(installed: Installed) -> None:
-    (pod,) = items("pod", "-n", installed.namespace, "-l", f"app.kubernetes.io/instance={RELEASE}")
-    assert {c["type"]: c["status"] for c in pod["status"]["conditions"]}["Ready"] == "True"
-    path = f"/api/v1/namespaces/{installed.namespace}/pods/{pod['metadata']['name']}:8080/proxy/metrics"
-    assert "finetune_" in kubectl("get", "--raw", path)
+def test_every_replica_is_ready_and_serves_its_metrics(installed: Installed) -> None:
+    pods = items("pod", "-n", installed.namespace, "-l", f"app.kubernetes.io/instance={RELEASE}")
+    assert pods
+    for pod in pods:
+        assert {c["type"]: c["status"] for c in pod["status"]["conditions"]}["Ready"] == "True"
+        path = f"/api/v1/namespaces/{installed.namespace}/pods/{pod['metadata']['name']}:8080/proxy/metrics"
+        assert "finetune_" in kubectl("get", "--raw", path)
+
+
+def test_the_charts_own_test_reaches_the_operator(installed: Installed) -> None:
+    tested = installed.config.test(RELEASE, timeout=READY_SECONDS, logs=True)
+    assert [f"{path} 200" in tested["logs"] for path in ("/healthz", "/readyz", "/metrics")] == [True] * 3
 
 
 def test_a_job_trains_in_restricted_pods_and_delivers_its_adapter(
