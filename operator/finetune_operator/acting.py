@@ -109,10 +109,13 @@ class Actor:
                 return await self._wake(job, observed, action)
 
     async def _wake(self, job: FineTuneJob, observed: Observed, action: Number | Resume) -> Object | None:
-        """Whatever was deleted meanwhile is there again before the pods need it."""
-        needs = await self._create_needs(job, action.attempt)
+        """Whatever was deleted meanwhile is there again for the pods."""
         if isinstance(action, Number):
-            return await self._patch(observed, _numbered(action.attempt))
+            # At once: a queue resumes what was just suspended within moments, under whatever number it has by then.
+            numbered = await self._patch(observed, _numbered(action.attempt))
+            await self._create_needs(job, action.attempt)
+            return numbered
+        needs = await self._create_needs(job, action.attempt)
         workload, nodes = observed.workload, action.nodes
         changes = [*_moved(workload, needs.workload), *_sized(workload, nodes), *_told(workload, nodes)]
         return await self._patch(observed, [*_numbered(action.attempt), *changes, *_suspended(False)])
