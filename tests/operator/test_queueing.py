@@ -272,3 +272,22 @@ async def test_a_job_in_a_queue_can_be_deleted() -> None:
     await world.cluster.delete(FINE_TUNE_JOB, KEY, raw["metadata"]["uid"])
     assert await world.pass_once() is None
     assert await world.cluster.list(JOB, None, {}) == []
+
+
+async def test_a_queue_that_resumes_within_moments_resumes_the_next_attempt_and_no_old_one() -> None:
+    """Between two calls of the operator there is time enough for Kueue."""
+    world = await running(runPolicy={"retries": {"infrastructure": 3}})
+    world.engine = world.operator(Hasty(world))  # type: ignore[arg-type]
+    await world.end(69)
+    await world.sit_out_back_off()
+    status = await world.status()
+    assert (status["phase"], status["attempt"], status["restarts"]["infrastructure"]) == ("Running", 2, 1)
+    assert {attempt_of(pod["metadata"]) for pod in await world.pods()} == {2}
+
+
+class Hasty(Recording):
+    """Kueue looks at its Jobs whenever the operator creates something."""
+
+    async def create(self, manifest: Object) -> Object:
+        await self._world.kueue.sync()
+        return await self._world.cluster.create(manifest)
