@@ -279,6 +279,7 @@ async def test_a_queue_that_resumes_within_moments_resumes_the_next_attempt_and_
     world = await running(runPolicy={"retries": {"infrastructure": 3}})
     world.engine = world.operator(Hasty(world))  # type: ignore[arg-type]
     await world.end(69)
+    await world.settle()
     await world.sit_out_back_off()
     status = await world.status()
     assert (status["phase"], status["attempt"], status["restarts"]["infrastructure"]) == ("Running", 2, 1)
