@@ -48,7 +48,7 @@ def test_ten_lost_pods_cost_ten_times_the_same(
     installed: Installed, cluster_s3: ClusterS3, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wire = gang(installed.jobs, bucket, cluster_s3.endpoint, 2, "lossy")
-    wire["spec"]["hyperparameters"] |= {"epochs": 10_000, "maxSteps": 100_000, "loggingSteps": 1}
+    wire["spec"]["hyperparameters"] |= {"epochs": 1000, "maxSteps": 14_000, "loggingSteps": 1}
     wire["spec"]["runPolicy"] = {"preflight": "Never"}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket-keys", "namespace": installed.jobs}}
     apply({**secret, "stringData": cluster_s3.keys}, wire)
