@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune_api.common import Message, cel, form, keyed_by, rules
-from finetune_api.names import Text
+from finetune_api.names import Text, dns_label
 from finetune_api.quantities import Quantity, quantity
 
 
@@ -35,15 +35,17 @@ class PodSecurityContext(Message):
     se_linux_options: SELinuxOptions | None = Field(None, description="SELinux labels.")
 
 
+VARIABLE_NAME = form("^[A-Za-z_][A-Za-z0-9_]*$", "the name of a variable has letters, digits and '_' only")
+MOUNT_PATH = form("^/[^:]+$", "mountPath must be an absolute path without ':'")
+
+
 class Variable(Message):
     """An environment variable with a plain value."""
 
     name: str = Field(
         max_length=128,
         description="Name of the variable.",
-        json_schema_extra=rules(
-            form("^[A-Za-z_][A-Za-z0-9_]*$", "the name of a variable has letters, digits and '_' only"),
-        ),
+        json_schema_extra=rules(VARIABLE_NAME),
     )
     value: str = Field("", max_length=4096, description="Its value; secrets belong into a Secret, as a volume.")
 
@@ -55,7 +57,7 @@ class Mount(Message):
     mount_path: str = Field(
         max_length=512,
         description="Folder in the container.",
-        json_schema_extra=rules(form("^/[^:]+$", "mountPath must be an absolute path without ':'")),
+        json_schema_extra=rules(MOUNT_PATH),
     )
     sub_path: str | None = Field(None, max_length=512, description="Folder of the volume that is mounted.")
     read_only: bool | None = Field(None, description="Mount it read-only.")
@@ -82,7 +84,7 @@ class InitContainer(Message):
         max_length=63,
         description="Unique among the containers.",
         json_schema_extra=rules(
-            form("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "the name of a container has small letters, digits and '-' only"),
+            dns_label("container"),
             cel("self != 'trainer'", "this is the trainer's own name; choose another"),
         ),
     )

@@ -167,6 +167,11 @@ class FineTuneJobSpec(Message):
     )
     pod_template: PodTemplate | None = Field(None, description="Additions to the pods.")
 
+    @property
+    def additions(self) -> PodTemplate:
+        """podTemplate, without anything in it where the job has none."""
+        return self.pod_template or PodTemplate()
+
 
 class ObjectMeta(Message):
     """The part of Kubernetes' metadata that the product reads."""

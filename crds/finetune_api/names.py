@@ -26,6 +26,13 @@ ObjectName = Annotated[
         ),
     ),
 ]
+
+
+def dns_label(what: str) -> dict[str, str]:
+    """The form of the name of a part of a pod."""
+    return form("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", f"the name of a {what} has small letters, digits and '-' only")
+
+
 LABEL_KEY = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 LABEL_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
 LABELS = cel(

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from finetune_api.common import UNIQUE, As, Message, cel, form, keyed_by, ruled, rules
-from finetune_api.containers import InitContainer, Mount, PodSecurityContext, Variable
-from finetune_api.names import LABEL_KEY, LABELS, LabelValue, ObjectName, Text
+from finetune_api.common import UNIQUE, As, Message, cel, keyed_by, ruled, rules
+from finetune_api.containers import MOUNT_PATH, VARIABLE_NAME, InitContainer, Mount, PodSecurityContext, Variable
+from finetune_api.names import LABEL_KEY, LABELS, LabelValue, ObjectName, Text, dns_label
 
 RESERVED_VOLUMES = "^(job|scratch|tmp|shm|ca-bundle|model-cache|claim-[0-9]+)$"
 """Names of the volumes that every trainer pod has anyway."""
@@ -94,7 +94,7 @@ class Volume(Message):
         max_length=63,
         description="Unique among the volumes.",
         json_schema_extra=rules(
-            form("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "the name of a volume has small letters, digits and '-' only"),
+            dns_label("volume"),
             cel(f"!self.matches('{RESERVED_VOLUMES}')", "this volume is there anyway; give yours another name"),
         ),
     )
@@ -112,7 +112,7 @@ class VolumeMount(Mount):
         max_length=512,
         description="Folder in the container.",
         json_schema_extra=rules(
-            form("^/[^:]+$", "mountPath must be an absolute path without ':'"),
+            MOUNT_PATH,
             cel(f"!self.matches('{RESERVED_PATHS}')", "the trainer itself uses this path; mount yours elsewhere"),
         ),
     )
@@ -125,7 +125,7 @@ class EnvVar(Variable):
         max_length=128,
         description="Name of the variable.",
         json_schema_extra=rules(
-            form("^[A-Za-z_][A-Za-z0-9_]*$", "the name of a variable has letters, digits and '_' only"),
+            VARIABLE_NAME,
             cel(
                 f"!self.matches('{RESERVED_VARIABLES}')",
                 "this variable is set by the operator; remove it (S3 is set by storage.s3)",

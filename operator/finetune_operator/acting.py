@@ -71,54 +71,48 @@ class Actor:
             case Expire():
                 await self._cluster.delete(FINE_TUNE_JOB, key, job.metadata.uid)
                 return observed
-            case Free(pods):
+            case Free(pods) | Remove(pods):
+                drop = self._free if isinstance(action, Free) else self._remove
                 for pod in pods:
-                    await self._free(pod)
-                return await self._with_pods(key, observed)
-            case Remove(pods):
-                for pod in pods:
-                    await self._cluster.delete(POD, _key(pod), pod["metadata"]["uid"])
-                return await self._with_pods(key, observed)
+                    await drop(pod)
+                # What was deleted may live on until it has ended.
+                left = await self._cluster.list(POD, key.namespace, selector(key.name))
+                return replace(observed, pods=tuple(left))
             case CreatePreflight():
                 return replace(observed, preflight=await self._create_preflight(job))
             case DeletePreflight():
-                await self._delete(observed.preflight)
+                if observed.preflight is not None:
+                    await self._delete(observed.preflight)
                 return replace(observed, preflight=None, preflight_pods=())
+            case Create(attempt):
+                return replace(observed, workload=await self._create(job, attempt))
             case _:
-                return replace(observed, workload=await self._act_on_workload(job, observed, action))
+                workload = observed.workload
+                assert workload is not None, "all other actions are about a Job that was seen"
+                return replace(observed, workload=await self._act_on_workload(job, workload, action))
 
-    async def _with_pods(self, key: Key, observed: Observed) -> Observed:
-        """With the pods that are there: what was deleted may live on until it has ended."""
-        return replace(observed, pods=tuple(await self._cluster.list(POD, key.namespace, selector(key.name))))
-
-    async def _act_on_workload(self, job: FineTuneJob, observed: Observed, action: WorkloadAction) -> Object | None:
+    async def _act_on_workload(self, job: FineTuneJob, workload: Object, action: WorkloadAction) -> Object | None:
         """Do it. Returns the Indexed Job as it is afterwards, or None when it is gone."""
         match action:
-            case Create(attempt):
-                return await self._create(job, attempt)
             case Delete():
-                await self._delete(observed.workload)
+                await self._delete(workload)
                 return None
             case ForgetStart():
-                return await self._patch(observed, [{"op": "remove", "path": "/status/startTime"}], "status")
+                return await self._patch(workload, [{"op": "remove", "path": "/status/startTime"}], "status")
             case Suspend():
-                return await self._patch(observed, _suspended(True))
+                return await self._patch(workload, _suspended(True))
             case Shrink(nodes):
-                return await self._patch(observed, [*_suspended(True), *_sized(observed.workload, nodes)])
-            case Number() | Resume():
-                return await self._wake(job, observed, action)
-
-    async def _wake(self, job: FineTuneJob, observed: Observed, action: Number | Resume) -> Object | None:
-        """Whatever was deleted meanwhile is there again for the pods."""
-        if isinstance(action, Number):
-            # At once: a queue resumes what was just suspended within moments, under whatever number it has by then.
-            numbered = await self._patch(observed, _numbered(action.attempt))
-            await self._create_needs(job, action.attempt)
-            return numbered
-        needs = await self._create_needs(job, action.attempt)
-        workload, nodes = observed.workload, action.nodes
-        changes = [*_moved(workload, needs.workload), *_sized(workload, nodes), *_told(workload, nodes)]
-        return await self._patch(observed, [*_numbered(action.attempt), *changes, *_suspended(False)])
+                return await self._patch(workload, [*_suspended(True), *_sized(workload, nodes)])
+            case Number(attempt):
+                # At once: a queue resumes what was just suspended within moments, under whatever number it has by then.
+                numbered = await self._patch(workload, _numbered(attempt))
+                await self._create_needs(job, attempt)
+                return numbered
+            case Resume(attempt, nodes):
+                # Whatever was deleted meanwhile is there again before the pods need it.
+                needs = await self._create_needs(job, attempt)
+                changes = [*_moved(workload, needs.workload), *_sized(workload, nodes), *_told(workload, nodes)]
+                return await self._patch(workload, [*_numbered(attempt), *changes, *_suspended(False)])
 
     async def _create(self, job: FineTuneJob, attempt: int) -> Object:
         """The Job last: when it is there, all that its pods need is there."""
@@ -169,24 +163,22 @@ class Actor:
             await self._cluster.patch(POD, _key(pod), patch, "status")
         await self._cluster.delete(POD, _key(pod), metadata["uid"], grace_seconds=0)
 
-    async def _delete(self, child: Object | None) -> None:
-        metadata = (child or {})["metadata"]
-        await self._cluster.delete(JOB, Key(metadata["namespace"], metadata["name"]), metadata["uid"])
+    async def _remove(self, pod: Object) -> None:
+        await self._cluster.delete(POD, _key(pod), pod["metadata"]["uid"])
 
-    async def _patch(self, observed: Observed, patch: JsonPatch, subresource: str | None = None) -> Object | None:
-        workload = observed.workload or {}
-        metadata = workload["metadata"]
-        guard = {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]}
-        return await self._cluster.patch(
-            JOB, Key(metadata["namespace"], metadata["name"]), [guard, *patch], subresource
-        )
+    async def _delete(self, child: Object) -> None:
+        await self._cluster.delete(JOB, _key(child), child["metadata"]["uid"])
+
+    async def _patch(self, workload: Object, patch: JsonPatch, subresource: str | None = None) -> Object | None:
+        guard = {"op": "test", "path": "/metadata/uid", "value": workload["metadata"]["uid"]}
+        return await self._cluster.patch(JOB, _key(workload), [guard, *patch], subresource)
 
 
-def _moved(workload: Object | None, wanted: Object) -> JsonPatch:
+def _moved(workload: Object, wanted: Object) -> JsonPatch:
     """Where the next pods run, if that is to be elsewhere; all else of a template is fixed."""
     path, name = "/spec/template/spec/affinity", "nodeAffinity"
     new = (wanted["spec"]["template"]["spec"].get("affinity") or {}).get(name)
-    old = (workload or wanted)["spec"]["template"]["spec"].get("affinity")
+    old = workload["spec"]["template"]["spec"].get("affinity")
     if not new or new == (old or {}).get(name):
         return []
     # Only this part of it may change.
@@ -198,16 +190,16 @@ def _suspended(value: bool) -> JsonPatch:
     return [{"op": "add", "path": "/spec/suspend", "value": value}]
 
 
-def _sized(workload: Object | None, nodes: int) -> JsonPatch:
+def _sized(workload: Object, nodes: int) -> JsonPatch:
     """So many pods; a Job's two numbers change together or not at all."""
-    if workload is None or workload_nodes(workload) == nodes:
+    if workload_nodes(workload) == nodes:
         return []
     return [{"op": "add", "path": f"/spec/{field}", "value": nodes} for field in ("completions", "parallelism")]
 
 
-def _told(workload: Object | None, nodes: int) -> JsonPatch:
+def _told(workload: Object, nodes: int) -> JsonPatch:
     """What the next pods are told of their number; only a Job that sleeps lets that change."""
-    known = ((workload or {})["spec"]["template"]["metadata"].get("annotations") or {}).get(ANNOTATION_NODES)
+    known = (workload["spec"]["template"]["metadata"].get("annotations") or {}).get(ANNOTATION_NODES)
     return [] if known in (None, str(nodes)) else [{"op": "add", "path": NODES_PATH, "value": str(nodes)}]
 
 

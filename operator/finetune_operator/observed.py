@@ -138,11 +138,15 @@ def index(pod: Object) -> int:
     return int(text) if text.isdecimal() else -1
 
 
+def trainer_status(pod: Object) -> Mapping[str, Any]:
+    """What the kubelet says of the trainer container; empty while it says nothing."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return next((item for item in statuses if item.get("name") == TRAINER_CONTAINER), {})
+
+
 def trainer_state(pod: Object, state: str) -> Mapping[str, Any] | None:
     """The trainer container's `waiting`, `running` or `terminated` state."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    trainer: Mapping[str, Any] = next((item for item in statuses if item.get("name") == TRAINER_CONTAINER), {})
-    found: Mapping[str, Any] | None = (trainer.get("state") or {}).get(state)
+    found: Mapping[str, Any] | None = (trainer_status(pod).get("state") or {}).get(state)
     return found
 
 

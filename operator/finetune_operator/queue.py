@@ -68,23 +68,21 @@ class KeyedQueue:
         """Now; a key in work is worked on again afterwards."""
         if self._closed:
             return
-        self._due.pop(key, None)
         self._calm.pop(key, None)
-        if key in self._working:
-            self._again.add(key)
-        else:
-            self._ready[key] = None
-            self._changed.set()
+        self._line_up(key, self._ready)
 
     def put_calmly(self, key: Key) -> None:
         """Now, but after those for which there are news; without them it is the same as `put`."""
         if self._closed or key in self._ready:
             return
+        self._line_up(key, self._calm)
+
+    def _line_up(self, key: Key, line: dict[Key, None]) -> None:
         self._due.pop(key, None)
         if key in self._working:
             self._again.add(key)
         else:
-            self._calm[key] = None
+            line[key] = None
             self._changed.set()
 
     def put_after(self, key: Key, seconds: float) -> None:

@@ -158,10 +158,8 @@ class Reconciler:
                 # unless it wants to see the children anew.
                 if written is None or wait == 0.0:
                     return wait
-                raw, job = (
-                    {**written, "status": decision.status.to_wire()},
-                    job.model_copy(update={"status": decision.status}),
-                )
+                raw = {**written, "status": decision.status.to_wire()}
+                job = job.model_copy(update={"status": decision.status})
                 continue
             try:
                 observed = await self._actor.act(key, job, observed, decision.action)

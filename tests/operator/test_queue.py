@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -56,19 +57,13 @@ def test_what_has_time_comes_after_news_and_yet_in_the_end(queue: KeyedQueue) ->
     assert taken == [*news[:3], calm[0], *news[3:], calm[1], calm[2], None]
 
 
-def test_what_has_time_and_is_in_work_is_worked_on_again(queue: KeyedQueue) -> None:
-    queue.put_calmly(A)
+@pytest.mark.parametrize("put", [KeyedQueue.put, KeyedQueue.put_calmly])
+def test_a_key_in_work_is_never_given_to_a_second_worker_but_comes_again(
+    queue: KeyedQueue, put: Callable[[KeyedQueue, Key], None]
+) -> None:
+    put(queue, A)
     assert queue.take() == A
-    queue.put_calmly(A)
-    assert queue.take() is None
-    queue.done(A)
-    assert queue.take() == A
-
-
-def test_a_key_in_work_is_never_given_to_a_second_worker_but_comes_again(queue: KeyedQueue) -> None:
-    queue.put(A)
-    assert queue.take() == A
-    queue.put(A)
+    put(queue, A)
     assert queue.take() is None
     queue.done(A)
     assert queue.take() == A

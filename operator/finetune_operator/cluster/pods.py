@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from finetune_operator.cluster.port import Object
 from finetune_operator.cluster.rules import timestamp
@@ -93,12 +93,6 @@ def lost_status(pod: Object, message: str, now: datetime) -> Object:
     target = {**_condition("DisruptionTarget", timestamp(now)), "reason": "DeletionByPodGC", "message": message}
     before = {key: value for key, value in pod["status"].items() if key != "containerStatuses"}
     return {**before, "phase": "Failed", "reason": "NodeLost", "message": message, "conditions": [target]}
-
-
-def age_of_deletion(pod: Object, now: datetime) -> float | None:
-    """Seconds since the deletion was due, negative before; None for a pod that is not being deleted."""
-    due = pod["metadata"].get("deletionTimestamp")
-    return None if due is None else (now.astimezone(UTC) - datetime.fromisoformat(due)).total_seconds()
 
 
 def _container(pod: Object) -> str:

@@ -76,7 +76,10 @@ def _stay_ended(situation: Situation) -> Decision:
 
 def _known(status: FineTuneJobStatus, observed: Observed, now: datetime) -> FineTuneJobStatus:
     """The status with what the children know better or later."""
-    return with_warnings(with_image(_heard(_adopt(status, observed, now), observed), observed), observed)
+    known = _adopt(status, observed, now)
+    for learn in (_heard, with_image, with_warnings):
+        known = learn(known, observed)
+    return known
 
 
 def _adopt(status: FineTuneJobStatus, observed: Observed, now: datetime) -> FineTuneJobStatus:

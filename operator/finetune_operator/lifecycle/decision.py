@@ -96,8 +96,8 @@ class Expire:
     """Delete the FineTuneJob itself; its children go with it."""
 
 
-WorkloadAction = Create | Suspend | Shrink | ForgetStart | Resume | Number | Delete
-Action = WorkloadAction | Free | Remove | Expire | CreatePreflight | DeletePreflight
+WorkloadAction = Suspend | Shrink | ForgetStart | Resume | Number | Delete
+Action = Create | WorkloadAction | Free | Remove | Expire | CreatePreflight | DeletePreflight
 
 
 @dataclass(frozen=True)

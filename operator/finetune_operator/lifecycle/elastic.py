@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 300
 def shrink(situation: Situation) -> Decision | None:
     """Go on with the pods that have room, when the others have had none for long enough."""
     nodes = smaller_gang(situation)
-    if nodes is None or (shrink_due(situation) or 0.0) > 0.0:
+    if nodes is None or _time_left(situation) > 0.0:
         return None
     if situation.status.reason == SHRINKING:
         return Decision(situation.status, Shrink(nodes))
@@ -30,8 +30,10 @@ def shrink(situation: Situation) -> Decision | None:
 
 def shrink_due(situation: Situation) -> float | None:
     """Seconds until a smaller gang takes the place of one without room, 0 when it is time; None where none may."""
-    if smaller_gang(situation) is None:
-        return None
+    return None if smaller_gang(situation) is None else _time_left(situation)
+
+
+def _time_left(situation: Situation) -> float:
     waiting = [unplaced_since(pod, situation.now) for pod in current_pods(situation.observed)]
     return max(0.0, _patience(situation) - min(age for age in waiting if age is not None))
 

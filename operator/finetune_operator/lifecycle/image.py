@@ -9,7 +9,7 @@ from __future__ import annotations
 from finetune_api.contract import TRAINER_CONTAINER
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.cluster.port import Object
-from finetune_operator.observed import Observed, current_pods
+from finetune_operator.observed import Observed, current_pods, trainer_status
 
 
 def with_image(status: FineTuneJobStatus, observed: Observed) -> FineTuneJobStatus:
@@ -27,8 +27,7 @@ def with_image(status: FineTuneJobStatus, observed: Observed) -> FineTuneJobStat
 def _pulled(pod: Object, repository: str) -> str:
     """repository@sha256:... of what the trainer runs; empty where it did not come from there: what was loaded into a
     node has a digest too, by which nobody else finds it."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    told = next((str(item.get("imageID") or "") for item in statuses if item.get("name") == TRAINER_CONTAINER), "")
+    told = str(trainer_status(pod).get("imageID") or "")
     place, _, digest = told.rpartition("://")[2].partition("@")
     same = place in (repository, f"docker.io/{repository}", f"docker.io/library/{repository}")
     return f"{repository}@{digest}" if same and digest.startswith("sha256:") else ""

@@ -35,8 +35,7 @@ def environment(job: FineTuneJob, settings: Settings) -> list[Object]:
     """The contract's variables; the job's own additions cannot replace them, but those of a network's preset."""
     own = [*_contract(job), *_rendezvous(job, settings), *_s3(job), *_model(job), *_libraries()]
     taken = {item["name"] for item in own}
-    template = job.spec.pod_template
-    added = [item.to_wire() for item in template.env if item.name not in taken] if template else []
+    added = [item.to_wire() for item in job.spec.additions.env if item.name not in taken]
     chosen = {item["name"] for item in added}
     return [*added, *(item for item in _network(job) if item["name"] not in chosen), *own]
 

@@ -33,20 +33,18 @@ RESTRICTED: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop"
 
 def pod_template(job: FineTuneJob, settings: Settings, attempt: int) -> Object:
     """Metadata and spec of the pods; attempt and nodes alone change later, by patch while suspended."""
-    template, nodes = job.spec.pod_template, job.spec.resources.nodes
-    added_labels = template.labels if template else {}
-    added_annotations = template.annotations if template else {}
+    added, nodes = job.spec.additions, job.spec.resources.nodes
     return {
         "metadata": {
-            "labels": {**added_labels, **labels(job)},
-            "annotations": {**added_annotations, ANNOTATION_ATTEMPT: str(attempt), ANNOTATION_NODES: str(nodes)},
+            "labels": {**added.labels, **labels(job)},
+            "annotations": {**added.annotations, ANNOTATION_ATTEMPT: str(attempt), ANNOTATION_NODES: str(nodes)},
         },
         "spec": _pod_spec(job, settings),
     }
 
 
 def _pod_spec(job: FineTuneJob, settings: Settings) -> Object:
-    scheduling, storage, template = job.spec.scheduling, job.spec.storage, job.spec.pod_template
+    scheduling, storage, added = job.spec.scheduling, job.spec.storage, job.spec.additions
     spec: Object = {
         "restartPolicy": "Never",
         "subdomain": workload_name(job.metadata.name) if job.spec.resources.nodes > 1 else None,
@@ -58,7 +56,7 @@ def _pod_spec(job: FineTuneJob, settings: Settings) -> Object:
         "nodeSelector": _node_selector(job),
         "initContainers": _init_containers(job),
         "containers": [_trainer(job, settings)],
-        "volumes": [item.volume for item in volumes(job)] + (template.volumes if template else []),
+        "volumes": [item.volume for item in volumes(job)] + added.volumes,
         "serviceAccountName": storage.service_account_name,
         "priorityClassName": scheduling.priority_class_name,
         "schedulerName": scheduling.scheduler_name,
@@ -69,7 +67,6 @@ def _pod_spec(job: FineTuneJob, settings: Settings) -> Object:
 
 
 def _trainer(job: FineTuneJob, settings: Settings) -> Object:
-    template = job.spec.pod_template
     return {
         "name": TRAINER_CONTAINER,
         # Of a job that is under way an upgrade changes nothing.
@@ -79,7 +76,7 @@ def _trainer(job: FineTuneJob, settings: Settings) -> Object:
         "env": environment(job, settings),
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],
         "resources": _resources(job),
-        "volumeMounts": [item.mount for item in volumes(job)] + (template.volume_mounts if template else []),
+        "volumeMounts": [item.mount for item in volumes(job)] + job.spec.additions.volume_mounts,
         "securityContext": {**RESTRICTED, "readOnlyRootFilesystem": True, **network_rights(job, settings)},
         "terminationMessagePath": TERMINATION_LOG,
         # A trainer that could not even start leaves no message: then the end of its log says why.
@@ -89,7 +86,7 @@ def _trainer(job: FineTuneJob, settings: Settings) -> Object:
 
 def _pull_secrets(job: FineTuneJob, settings: Settings) -> list[Object]:
     """The job's own first; each once, since the API server takes a list with two of a name, and then loses one."""
-    own = job.spec.pod_template.image_pull_secrets if job.spec.pod_template else []
+    own = job.spec.additions.image_pull_secrets
     return [{"name": name} for name in dict.fromkeys([*own, *settings.image_pull_secrets])]
 
 
@@ -105,13 +102,10 @@ def _resources(job: FineTuneJob) -> Object:
 
 def _init_containers(job: FineTuneJob) -> list[Object]:
     """The job's own, as restricted as the trainer, but that they may write into their image."""
-    template = job.spec.pod_template
-    return [{**item, "securityContext": RESTRICTED} for item in (template.init_containers if template else [])]
+    return [{**item, "securityContext": RESTRICTED} for item in job.spec.additions.init_containers]
 
 
 def _pod_security(job: FineTuneJob) -> Object:
-    template = job.spec.pod_template
-    own = (template.security_context if template else None) or {}
     return {
         "runAsNonRoot": True,
         "runAsUser": USER,
@@ -120,7 +114,7 @@ def _pod_security(job: FineTuneJob) -> Object:
         # Large volumes are not walked file by file at every start.
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
-        **own,
+        **(job.spec.additions.security_context or {}),
     }
 
 
