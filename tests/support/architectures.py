@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
@@ -56,6 +58,13 @@ def tiny_gpt2(**changes: Any) -> PreTrainedModel:
     settings = {"n_embd": WIDTH, "n_layer": 3, "n_head": 4, "n_positions": 128}
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(**SEQUENCE | settings | changes))
+
+
+def tiny_mixtral() -> PreTrainedModel:
+    """Mixtral of two blocks with four experts each, which are one tensor in the model and several in its files."""
+    settings = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    return MixtralForCausalLM(MixtralConfig(**SEQUENCE, **settings, num_key_value_heads=2, num_local_experts=4))
 
 
 def tiny_vit(num_labels: int = 3, **changes: Any) -> PreTrainedModel:

@@ -12,7 +12,7 @@ import ssl
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,11 +202,11 @@ class Proxy:
         self._writers |= {writer, far_writer}
         lost = asyncio.Event()
         try:
-            await asyncio.gather(
-                self._requests(reader, far_writer, writer, lost), self._answers(far_reader, writer, lost)
-            )
-        except OSError:
-            pass  # either side went away: the other one is told by the abort below
+            # Either side may go away: the other one is told by the abort below.
+            with suppress(OSError):
+                await asyncio.gather(
+                    self._requests(reader, far_writer, writer, lost), self._answers(far_reader, writer, lost)
+                )
         finally:
             self._writers -= {writer, far_writer}
             for end in (writer, far_writer):

@@ -21,8 +21,7 @@ from finetune_trainer.consolidation import LARGEST_FILE, save_shards
 from finetune_trainer.strategies.base import save_model
 from finetune_trainer.structure import Structure
 from tests.estimate.ranks import Recount
-from tests.support.architectures import tiny_gpt2, tiny_llama, tiny_resnet, tiny_vit
-from tests.trainer.test_rereading import tiny_mixtral
+from tests.support.architectures import tiny_gpt2, tiny_llama, tiny_mixtral, tiny_resnet, tiny_vit
 
 RANKS = 2
 MANY = 24

@@ -11,13 +11,13 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM
 
 from finetune_trainer import verification
 from finetune_trainer.adapters import load_adapter
 from finetune_trainer.errors import UsageError
 from finetune_trainer.verification import VerificationError
-from tests.support.architectures import SEQUENCE, tiny_bert, tiny_gpt2, tiny_llama, tiny_resnet, tiny_vit
+from tests.support.architectures import tiny_bert, tiny_gpt2, tiny_llama, tiny_mixtral, tiny_resnet, tiny_vit
 from tests.support.jobs import a_job, a_session, run
 from tests.support.models import changed, save_tiny_llama, state_of
 from tests.support.prepared import a_batch, a_strategy, answer, delivered, learn, loaded
@@ -170,9 +170,7 @@ REFUSED = {
     "ResNet": (tiny_resnet, {}, "ResNetForImageClassification (ResNetBasicLayer) have none in their feed-forward",
                "LoRA with lora.targetModules [convolution]"),
     "a mixture of experts": (
-        lambda: MixtralForCausalLM(MixtralConfig(**SEQUENCE, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                                 num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)),
-        {}, "(MixtralDecoderLayer) have none in their feed-forward", "LoRA"),
+        tiny_mixtral, {}, "(MixtralDecoderLayer) have none in their feed-forward", "LoRA"),
     "a block that is not there": (tiny_llama, {"layers": {"last": 3}},
                                   "spec.strategy.adapter.layers.last is 3, but the model has only 2 blocks", "use 2"),
 }  # fmt: skip

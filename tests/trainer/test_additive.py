@@ -13,8 +13,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
-    MixtralConfig,
-    MixtralForCausalLM,
 )
 
 from finetune_api.strategy import BlockPlacement
@@ -27,6 +25,7 @@ from tests.support.architectures import (
     tiny_bert,
     tiny_gpt2,
     tiny_llama,
+    tiny_mixtral,
     tiny_resnet,
     tiny_vit,
 )
@@ -196,7 +195,7 @@ REFUSED = {
     "timm's models have a size by their name": (
         lambda: timm_model("vit_tiny_patch16_224"), {}, "is not one row of blocks"),
     "a mixture of experts has no single last layer": (
-        lambda: MixtralForCausalLM(MixtralConfig(**SEQUENCE, **SMALL, num_hidden_layers=2, num_local_experts=4)), {},
+        tiny_mixtral, {},
         "no single last layer of their attention and of their feed-forward"),
     "nothing would learn": (tiny_bert, {"blocks": 0}, "nothing would learn: there are no new blocks"),
 }  # fmt: skip

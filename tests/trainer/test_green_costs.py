@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import MixtralConfig, MixtralForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from finetune_trainer.learning import learn
 from finetune_trainer.strategies.green.costs import Costs
 from finetune_trainer.strategies.green.meter import measure
 from finetune_trainer.strategies.green.operations import UNCOUNTED
-from tests.support.architectures import tiny_bert, tiny_gpt2, tiny_llama, tiny_resnet, tiny_vit
+from tests.support.architectures import tiny_bert, tiny_gpt2, tiny_llama, tiny_mixtral, tiny_resnet, tiny_vit
 
 IDS = torch.arange(4, 52).reshape(2, 24)
 CLASSES = torch.tensor([0, 1])
@@ -88,18 +87,7 @@ def test_a_head_that_is_computed_again_in_the_backward_pass_is_paid_for():
 
 
 def test_experts_are_not_free():
-    torch.manual_seed(0)
-    model = MixtralForCausalLM(
-        MixtralConfig(
-            vocab_size=272,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            num_local_experts=4,
-        )
-    ).train()
+    model = tiny_mixtral().train()
     compare(model, lambda: model(input_ids=IDS, labels=IDS).loss)
 
 

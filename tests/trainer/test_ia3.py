@@ -13,13 +13,19 @@ from transformers import (
     AutoModelForCausalLM,
     DistilBertConfig,
     DistilBertForSequenceClassification,
-    MixtralConfig,
-    MixtralForCausalLM,
 )
 
 from finetune_trainer.errors import UsageError
 from finetune_trainer.verification import VerificationError
-from tests.support.architectures import SEQUENCE, timm_model, tiny_bert, tiny_gpt2, tiny_llama, tiny_resnet, tiny_vit
+from tests.support.architectures import (
+    timm_model,
+    tiny_bert,
+    tiny_gpt2,
+    tiny_llama,
+    tiny_mixtral,
+    tiny_resnet,
+    tiny_vit,
+)
 from tests.support.jobs import a_job, a_session, run
 from tests.support.models import changed, state_of
 from tests.support.prepared import a_batch, a_strategy, answer, delivered, learn, loaded
@@ -39,10 +45,7 @@ OTHERS = {
     "DistilBERT": (lambda: DistilBertForSequenceClassification(
                        DistilBertConfig(vocab_size=272, dim=32, hidden_dim=64, n_layers=2, n_heads=4)),
                    {"attention.k_lin", "attention.v_lin"}, {"ffn.lin2"}, ("pre_classifier", "classifier")),
-    "Mixtral": (lambda: MixtralForCausalLM(MixtralConfig(**SEQUENCE, hidden_size=32, intermediate_size=64,
-                                                         num_hidden_layers=2, num_attention_heads=4,
-                                                         num_key_value_heads=2, num_local_experts=4)),
-                {"self_attn.k_proj", "self_attn.v_proj"}, set(), ()),
+    "Mixtral": (tiny_mixtral, {"self_attn.k_proj", "self_attn.v_proj"}, set(), ()),
 }  # fmt: skip
 
 

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from finetune_trainer import verification
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.rereading import Rereading
 from finetune_trainer.structure import Structure
 from tests.support.architectures import (
-    SEQUENCE,
     timm_model,
     tiny_bert,
     tiny_gpt2,
     tiny_llama,
+    tiny_mixtral,
     tiny_resnet,
     tiny_vit,
 )
@@ -28,13 +28,6 @@ from tests.support.architectures import (
 IDS = {"input_ids": torch.arange(4, 44).reshape(2, 20)}
 PIXELS = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)}
 CPU = torch.device("cpu")
-
-
-def tiny_mixtral() -> PreTrainedModel:
-    """Its experts are one tensor in the model, and several in its files."""
-    torch.manual_seed(0)
-    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return MixtralForCausalLM(MixtralConfig(**SEQUENCE, **settings, num_key_value_heads=2, num_local_experts=4))
 
 
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, torch.Tensor]]] = {

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Expected:
     """What a model in shards has answered, before rank 0 got all of it.
 
     Attributes:
@@ -39,7 +39,7 @@ class Answer:
     logits: torch.Tensor
 
 
-def collect(context: Context, session: Session, rebuild: Callable[[], PreTrainedModel]) -> Answer:
+def collect(context: Context, session: Session, rebuild: Callable[[], PreTrainedModel]) -> Expected:
     """Give rank 0 what it delivers of a model in shards; a collective, after which the others may let go of theirs.
 
     A whole model goes to its files, tensor by tensor. An adapter goes into its base, which rank 0 builds anew: of this
@@ -57,13 +57,13 @@ def collect(context: Context, session: Session, rebuild: Callable[[], PreTrained
     with trainer.accelerator.autocast():
         logits = verification.logits(trainer.model, probe)
     trainer.optimizer.state.clear()
-    answer = Answer({name: tensor.cpu() for name, tensor in probe.items()}, logits)
+    expected = Expected({name: tensor.cpu() for name, tensor in probe.items()}, logits)
     if isinstance(strategy, ModelStrategy):
         folder = _fresh(context.scratch, strategy.output_kind) if context.is_main else None
         strategy.export_shards(trainer.model, folder, stored(session), partial(_go_on, context))
     else:
-        _collect_adapter(session, rebuild, answer)
-    return answer
+        _collect_adapter(session, rebuild, expected)
+    return expected
 
 
 def _go_on(context: Context) -> None:
@@ -72,7 +72,7 @@ def _go_on(context: Context) -> None:
     context.reporter.beat()
 
 
-def _collect_adapter(session: Session, rebuild: Callable[[], PreTrainedModel], answer: Answer) -> None:
+def _collect_adapter(session: Session, rebuild: Callable[[], PreTrainedModel], expected: Expected) -> None:
     trainer = session.trainer
     model = rebuild() if trainer.args.should_save else None
     targets = trainable_state(model, trainer.learning) if model is not None else {}
@@ -82,9 +82,9 @@ def _collect_adapter(session: Session, rebuild: Callable[[], PreTrainedModel], a
             put(targets[name], found)
     if model is None:
         return
-    here = {name: tensor.to(model.device) for name, tensor in answer.probe.items()}
+    here = {name: tensor.to(model.device) for name, tensor in expected.probe.items()}
     verification.same(
-        answer.logits, verification.logits(model, here), session.compute.dtype, "the base with the adapter"
+        expected.logits, verification.logits(model, here), session.compute.dtype, "the base with the adapter"
     )
     trainer.model = model
 
@@ -115,7 +115,7 @@ class Exporter:
     session: Session
     scratch: Path
     alive: Callable[[], None]
-    collected: Answer | None
+    collected: Expected | None
 
     def deliver(self, card: Callable[[str], str]) -> Path:
         """Deliver the adapter or model, and with output.merge the merged model; the session's model is used up.
@@ -149,7 +149,9 @@ class Exporter:
             self._deliver_merged(strategy, delivered, {name: tensor.cpu() for name, tensor in probe.items()}, card)
         return delivered
 
-    def _deliver_collected(self, strategy: ModelStrategy, model: PreTrainedModel, answer: Answer, card: str) -> Path:
+    def _deliver_collected(
+        self, strategy: ModelStrategy, model: PreTrainedModel, expected: Expected, card: str
+    ) -> Path:
         """The files are written; they are read back block by block, since the model may not fit in here whole."""
         folder = self.scratch / "export" / strategy.output_kind
         self._write_beside(folder, model, card)
@@ -163,10 +165,10 @@ class Exporter:
         strategy.refuse_untrained(again, session.base.folder, delivered)
         device = session.trainer.accelerator.device
         Rereading(again, delivered, torch.float32, device, self.alive)
-        here = {name: tensor.to(device) for name, tensor in answer.probe.items()}
+        here = {name: tensor.to(device) for name, tensor in expected.probe.items()}
         with session.trainer.accelerator.autocast():
             found = verification.logits(again, here)
-        verification.same(answer.logits, found, self._lowest_precision, self._uri("model"))
+        verification.same(expected.logits, found, self._lowest_precision, self._uri("model"))
         return delivered
 
     def _uri(self, kind: str) -> str:

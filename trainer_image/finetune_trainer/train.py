@@ -27,7 +27,7 @@ from finetune_trainer.checkpoints.trainer import WEIGHTS
 from finetune_trainer.errors import DivergedError, StoppedError
 from finetune_trainer.evaluation import Measured
 from finetune_trainer.evaluation.course import why_to_stop
-from finetune_trainer.export import Answer, Exporter, collect
+from finetune_trainer.export import Expected, Exporter, collect
 from finetune_trainer.fabric import locked_memory_warning
 from finetune_trainer.report import Report, card, page
 from finetune_trainer.result import Output, samples, versions
@@ -240,7 +240,7 @@ def _deliver(
     output: Output,
     trained: Trained,
     *,
-    collected: Answer | None,
+    collected: Expected | None,
     before: Measured,
     after: Measured,
 ) -> Result:
