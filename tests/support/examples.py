@@ -22,10 +22,8 @@ STORES = ("s3://models/", "s3://datasets/")
 STEPS = 12
 """As many as show that a job runs; what the examples say of checkpoints and stages falls within them."""
 DIGITS_EACH = 8
-ON_GPUS = {
-    name: "eight nodes of eight H100s; plan, memory and network are checked by tests/estimate/test_multi_node_examples.py"
-    for name in ("multi-node/llama-3.1-8b.yaml", "multi-node/llama-3.1-70b.yaml")
-}
+PLANNED = "eight nodes of eight H100s; plan and memory are checked by tests/estimate/test_multi_node_examples.py"
+ON_GPUS = {"multi-node/llama-3.1-8b.yaml": PLANNED, "multi-node/llama-3.1-70b.yaml": PLANNED}
 """Examples that no small machine runs, and why that is no loss."""
 SMALL = sorted(
     name
