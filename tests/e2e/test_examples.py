@@ -14,7 +14,7 @@ import pytest
 from finetune_api.contract import Result
 from tests.e2e.bucket import Bucket, ClusterS3
 from tests.e2e.cluster import Object, apply, get, kubectl
-from tests.e2e.training import READY_SECONDS, Installed, pods_of, release, succeed
+from tests.e2e.training import ONE_THREAD, READY_SECONDS, Installed, pods_of, release, succeed
 from tests.support.examples import SMALL, check_delivery, documents, made_small, write_inputs
 
 AT_ONCE = 4
@@ -50,6 +50,7 @@ class Runs:
         job["metadata"]["namespace"] = self.namespace
         spec = job["spec"]
         spec["storage"] = self.bucket.s3.storage()
+        spec["podTemplate"] = ONE_THREAD
         spec["resources"] = spec.get("resources", {}) | {"cpu": "100m", "memory": "2Gi", "scratch": "1Gi"}
         return job
 

@@ -10,6 +10,7 @@ import torch
 from tests.e2e.bucket import Bucket
 from tests.e2e.cluster import Object, items, kubectl
 from tests.e2e.training import (
+    ONE_THREAD,
     READY_SECONDS,
     TRAINED_SECONDS,
     Installed,
@@ -91,7 +92,7 @@ def test_pods_stay_in_one_domain_and_run_as_whom_the_job_says_after_what_it_says
         "image": os.environ["E2E_TRAINER_IMAGE"],
         "command": ["python", "-c", f"{check}; open('/shared/a', 'w')"],
     }
-    wire["spec"]["podTemplate"] = {
+    wire["spec"]["podTemplate"] = ONE_THREAD | {
         "securityContext": {"runAsUser": 1000, "runAsGroup": 2000, "fsGroup": 2000, "supplementalGroups": [3000]},
         "volumes": [{"name": "shared", "emptyDir": {"sizeLimit": "1Mi"}}],
         "volumeMounts": mounted,

@@ -32,6 +32,8 @@ RELEASE = "finetune"
 CRD_NAME = "finetunejobs.finetune.dev"
 READY_SECONDS = 180
 TRAINED_SECONDS = 600
+ONE_THREAD = {"env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}
+"""A pod takes all processors that it sees; where several small ones share two, their threads wait for each other."""
 LONG_STEPS, CHECKPOINT_STEPS = 1500, 100
 CHECKPOINT = re.compile(r".*/checkpoints/step-(\d+)/manifest\.json")
 Answer = TypeVar("Answer")
@@ -114,6 +116,7 @@ def job(namespace: str, name: str, bucket: Bucket, **spec: Object) -> Object:
             "output": {"uri": f"{bucket.url}/{name}"},
             "resources": {"cpu": "200m", "memory": "2Gi", "scratch": "1Gi"},
             "storage": bucket.s3.storage(),
+            "podTemplate": ONE_THREAD,
             **spec,
             "hyperparameters": hyperparameters | spec.get("hyperparameters", {}),
         },
@@ -142,11 +145,16 @@ def start(bucket: Bucket, *jobs: Object) -> None:
 
 
 def finish(namespace: str, name: str) -> Object:
-    """The status of a job when it has ended."""
-    arguments = ("-n", namespace, "wait", f"ftj/{name}", "--for=jsonpath={.status.completionTime}")
-    kubectl(*arguments, f"--timeout={TRAINED_SECONDS}s", seconds=TRAINED_SECONDS + 30)
-    status: Object = get("ftj", name, namespace)["status"]
-    return status
+    """The status of a job when it has ended; raises AssertionError when the job is deleted."""
+    wait = ("-n", namespace, "wait", f"ftj/{name}", "--for=jsonpath={.status.completionTime}", "--timeout=20s")
+
+    def ended() -> Object | None:
+        # Now and then it looks by itself: the command does not notice that the job is gone.
+        kubectl(*wait, may_fail=True)
+        status = status_of(namespace, name)
+        return status if "completionTime" in status else None
+
+    return until(ended)
 
 
 def succeed(namespace: str, name: str) -> Object:
