@@ -16,7 +16,8 @@ LEASES = "kube-node-lease"
 TAINT = "finetune.dev/paper"
 BEAT_SECONDS = 5.0
 """Half of what a kubelet takes, of the 40 or 50 seconds after which its node counts as lost."""
-ROOM = {"cpu": "16", "memory": "64Gi", "pods": "20", "ephemeral-storage": "500Gi"}
+ROOM = {"cpu": "16", "memory": "3Gi", "pods": "20", "ephemeral-storage": "500Gi"}
+"""Memory for one pod of the tests' jobs, and for what a cluster runs on every node."""
 
 
 class PaperNode:

@@ -19,6 +19,7 @@ from tests.e2e.training import (
     finish,
     job,
     start,
+    until,
     watched_phases,
 )
 
@@ -37,6 +38,24 @@ def test_every_replica_is_ready_and_serves_its_metrics(installed: Installed) -> 
 def test_the_charts_own_test_reaches_the_operator(installed: Installed) -> None:
     tested = installed.config.test(RELEASE, timeout=READY_SECONDS, logs=True)
     assert [f"{path} 200" in tested["logs"] for path in ("/healthz", "/readyz", "/metrics")] == [True] * 3
+
+
+@pytest.mark.parametrize(("role", "may_write"), [("view", "no"), ("edit", "yes"), ("admin", "yes")])
+def test_people_may_do_with_jobs_what_their_role_in_the_namespace_says(
+    installed: Installed, role: str, may_write: str
+) -> None:
+    user = f"somebody-with-{role}"
+    kubectl("-n", installed.jobs, "create", "rolebinding", user, f"--clusterrole={role}", f"--user={user}")
+
+    def may(verb: str, *more: str) -> str:
+        question = ("auth", "can-i", verb, "finetunejobs.finetune.dev", f"--as={user}", *more)
+        return kubectl("-n", installed.jobs, *question, may_fail=True).strip()
+
+    # The cluster adds up roles in its own time.
+    until(lambda: may("get") == "yes", 60)
+    assert [may(verb) for verb in ("list", "watch")] == ["yes", "yes"]
+    assert [may(verb) for verb in ("create", "patch", "delete")] == [may_write] * 3
+    assert may("patch", "--subresource=status") == "no"
 
 
 def test_a_job_trains_in_restricted_pods_and_delivers_its_adapter(installed: Installed, bucket: Bucket) -> None:

@@ -53,18 +53,10 @@ class Lost:
     """UIDs of both."""
 
 
-def apart(installed: Installed, bucket: Bucket, name: str, node: PaperNode) -> Object:
-    """A gang of two, one of which is drawn to the node, the other one away from the first."""
+def drawn(installed: Installed, bucket: Bucket, name: str, node: PaperNode) -> Object:
+    """A gang of two that would both like to be on the node, which has room for one."""
     wire = gang(installed.jobs, name, bucket, 2)
-    labels = {"matchLabels": {"finetune.dev/job": name}}
-    other = {"weight": 100, "podAffinityTerm": {"labelSelector": labels, "topologyKey": "kubernetes.io/hostname"}}
-    wire["spec"]["scheduling"] = {
-        "tolerations": [node.toleration],
-        "affinity": {
-            "nodeAffinity": node.preference,
-            "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [other]},
-        },
-    }
+    wire["spec"]["scheduling"] = {"tolerations": [node.toleration], "affinity": {"nodeAffinity": node.preference}}
     wire["spec"]["runPolicy"] = {"preflight": "Never", "terminationGracePeriodSeconds": GRACE_SECONDS}
     return wire
 
@@ -90,7 +82,7 @@ def lost(installed: Installed, bucket: Bucket) -> Iterator[dict[str, Lost]]:
     """Jobs by what has happened to their nodes, at the same moment."""
     with paper_node() as silent, paper_node() as deleted:
         nodes = {"silent": silent, "deleted": deleted}
-        start(bucket, *(apart(installed, bucket, name, node) for name, node in nodes.items()))
+        start(bucket, *(drawn(installed, bucket, name, node) for name, node in nodes.items()))
         found = {name: run_on_paper(installed, name, node) for name, node in nodes.items()}
         silent.fall_silent()
         deleted.delete()

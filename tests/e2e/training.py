@@ -73,7 +73,8 @@ def release(everywhere: bool = False) -> Iterator[Installed]:
             config.install(CHART, RELEASE, values, wait="watcher", timeout=READY_SECONDS)
             with _jobs_deleted(jobs):
                 yield installed
-            assert installed.refusals() == []
+            refusals = installed.refusals()
+            assert not refusals, refusals
         finally:
             config.uninstall(RELEASE, ignore_not_found=True)
 
