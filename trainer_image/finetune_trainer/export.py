@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,18 +14,23 @@ import torch
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_trainer import verification
+from finetune_trainer.consolidation import save_numbers
 from finetune_trainer.errors import StoppedError
 from finetune_trainer.gathering import put, trainable_state, whole
 from finetune_trainer.model import Source, load_config
 from finetune_trainer.rereading import Rereading
 from finetune_trainer.storage import Store
-from finetune_trainer.strategies.base import AdapterStrategy, ModelStrategy, save_model
+from finetune_trainer.strategies.base import AdapterStrategy, ModelStrategy, save_without_weights
+from finetune_trainer.tensors import Located
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from finetune_trainer.runtime import Context
     from finetune_trainer.session import Session
+    from finetune_trainer.tensors import Numbers
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -157,14 +163,12 @@ class Exporter:
         self._write_beside(folder, model, card)
         delivered = self._round_trip(folder, strategy.output_kind)
         session = self.session
-        config = load_config(delivered, self.spec.model)
-        config.dtype = torch.float32
-        source = Source(delivered, self.spec.model, config, torch.float32, session.compute.attention)
+        again = self._skeleton(load_config(delivered, self.spec.model), torch.float32)
         # From here on it stands for the one that was trained, whose shards may go.
-        session.trainer.model = again = session.task.skeleton(source).model
+        session.trainer.model = again
         strategy.refuse_untrained(again, session.base.folder, delivered)
         device = session.trainer.accelerator.device
-        Rereading(again, delivered, torch.float32, device, self.alive)
+        Rereading(again, Located(again, delivered), torch.float32, device, self.alive)
         here = {name: tensor.to(device) for name, tensor in expected.probe.items()}
         with session.trainer.accelerator.autocast():
             found = verification.logits(again, here)
@@ -187,21 +191,45 @@ class Exporter:
     def _deliver_merged(
         self, strategy: AdapterStrategy, adapter: Path, probe: verification.Probe, card: Callable[[str], str]
     ) -> None:
-        """Merge into the base in float32, as it was before any quantisation: a 4-bit base would lose the update."""
+        """Merge into the base in float32, as it was before any quantisation: a 4-bit base would lose the update.
+
+        Neither the base nor what comes of it is ever held whole.
+        """
         uri, precision = self._uri("model"), stored(self.session)
-        base = self._load(self.session.base.folder, torch.float32, "sdpa", self.session.config)
+        source, config = self.session.base.folder, self.session.config
+        base = self._skeleton(config, torch.float32)
+        located = Located(base, source, self.session.task.fresh)
+        reading = Rereading(base, located, torch.float32, CPU, self.alive)
         adapted = strategy.together(base, adapter)
         expected = verification.logits(adapted, probe)
-        merged = strategy.merge(adapted)
-        verification.same(expected, verification.logits(merged, probe), torch.float32, uri)
+        reading.let_go()
+        numbers = strategy.merged(adapted, located)
+        verification.same(expected, self._answer(config, numbers, torch.float32, probe), torch.float32, uri)
         folder = _fresh(self.scratch, "model")
-        save_model(merged, folder, precision)
-        self._write_beside(folder, merged, card("model"))
-        expected = verification.logits(merged, probe)
+        model = self._skeleton(config, precision)
+        model._weight_conversions = located.conversions
+        save_without_weights(model, folder, precision)
+        save_numbers(model, numbers, precision, folder, self.alive)
+        self._write_beside(folder, model, card("model"))
+        expected = self._answer(config, numbers, precision, probe)
         delivered = self._round_trip(folder, "model")
-        verification.differs_from(self.session.base.folder, delivered)
-        again = self._load(delivered, precision, "sdpa", merged.config)
-        verification.same(expected, verification.logits(again, probe), precision, uri)
+        verification.differs_from(source, delivered)
+        config = load_config(delivered, self.spec.model)
+        back = Located(self._skeleton(config, precision), delivered)
+        verification.same(expected, self._answer(config, back, precision, probe), precision, uri)
+
+    def _skeleton(self, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+        config = copy.deepcopy(config)
+        config.dtype = dtype
+        source = Source(self.session.base.folder, self.spec.model, config, dtype, self.session.compute.attention)
+        return self.session.task.skeleton(source).model
+
+    def _answer(
+        self, config: PretrainedConfig, numbers: Numbers, dtype: torch.dtype, probe: verification.Probe
+    ) -> torch.Tensor:
+        model = self._skeleton(config, dtype)
+        Rereading(model, numbers, dtype, CPU, self.alive)
+        return verification.logits(model, probe)
 
     def _load(self, folder: Path, dtype: torch.dtype, attention: str, config: PretrainedConfig) -> PreTrainedModel:
         return self.session.task.load(Source(folder, self.spec.model, config, dtype, attention)).model
