@@ -15,13 +15,16 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from finetune_api.job import FineTuneJob
+from finetune_trainer import verification
 from finetune_trainer.export import Exporter
+from finetune_trainer.result import Output
+from finetune_trainer.session import Start
 from finetune_trainer.storage import Store
 from finetune_trainer.strategies.base import save_model
 from tests.estimate.ranks import Recount
 from tests.support.architectures import tiny_mixtral
 from tests.support.images import an_image_job, save_timm
-from tests.support.jobs import a_job, a_session, run
+from tests.support.jobs import a_context, a_job, a_session, run
 from tests.support.models import save_tiny_bert, save_tiny_llama
 from tests.trainer.test_labeled_text import a_labeled_job
 
@@ -93,13 +96,17 @@ class Meter(Recount):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
+def size_of(model: PreTrainedModel) -> int:
+    """Bytes of a model in float32."""
+    return sum(4 * parameter.numel() for parameter in model.parameters())
+
+
 def delivering(job: FineTuneJob, root: Path) -> tuple[int, int]:
     """The most bytes of tensors that are held while a job's adapter is delivered, above the trained model; and those of
     a base in float32."""
     with Meter() as meter:
         session = a_session(job, root / "scratch")
         model = session.trainer.model
-        whole = sum(4 * parameter.numel() for parameter in model.parameters())
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -108,7 +115,7 @@ def delivering(job: FineTuneJob, root: Path) -> tuple[int, int]:
         before, meter.highest = meter.now(), 0
         with Store.connect({}) as store:
             Exporter(store, job.spec, session, root / "scratch", lambda: None, None).deliver(lambda kind: "")
-    return meter.highest - before, whole
+    return meter.highest - before, size_of(model)
 
 
 def test_a_block_and_what_lies_outside_of_blocks_is_all_that_is_held_of_it(tmp_path):
@@ -118,3 +125,19 @@ def test_a_block_and_what_lies_outside_of_blocks_is_all_that_is_held_of_it(tmp_p
     shutil.rmtree(tmp_path / "out")
     together, whole = delivering(a_job(tmp_path, lora=lora, output={"merge": True}), tmp_path)
     assert together - apart < whole / 8
+
+
+def test_a_base_that_is_built_anew_for_what_shards_have_learned_is_read_block_by_block(tmp_path):
+    save_tiny_llama(tmp_path / "model", num_hidden_layers=24)
+    job = a_job(tmp_path, lora={"rank": 1, "targetModules": ["q_proj"]})
+    context = a_context(job, tmp_path / "scratch")
+    with Store.connect({}) as store:
+        start = Start.of(context, store, Output(store, job))
+        session = start.open(start.fetch())
+        probe = session.task.probe(session.trainer.model)
+        expected = verification.logits(session.trainer.model, probe)
+        with Meter() as meter:
+            again = start.rebuild(session)
+            found = verification.logits(again, probe)
+    assert torch.equal(found, expected)
+    assert meter.highest < size_of(again) / 4

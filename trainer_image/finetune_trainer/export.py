@@ -48,8 +48,8 @@ class Expected:
 def collect(context: Context, session: Session, rebuild: Callable[[], PreTrainedModel]) -> Expected:
     """Give rank 0 what it delivers of a model in shards; a collective, after which the others may let go of theirs.
 
-    A whole model goes to its files, tensor by tensor. An adapter goes into its base, which rank 0 builds anew: of this
-    base nothing is gathered. The moments are given up before.
+    A whole model goes to its files, tensor by tensor. An adapter goes into its base, which rank 0 builds anew, to read
+    it block by block: of this base nothing is gathered. The moments are given up before.
 
     Args:
         rebuild: gives the model as it was before training; called on rank 0 alone.
@@ -81,6 +81,8 @@ def _go_on(context: Context) -> None:
 def _collect_adapter(session: Session, rebuild: Callable[[], PreTrainedModel], expected: Expected) -> None:
     trainer = session.trainer
     model = rebuild() if trainer.args.should_save else None
+    if model is not None:
+        _hold_what_learns(model)
     targets = trainable_state(model, trainer.learning) if model is not None else {}
     for name, tensor in trainable_state(trainer.model, trainer.learning).items():
         found = whole(tensor)
@@ -93,6 +95,13 @@ def _collect_adapter(session: Session, rebuild: Callable[[], PreTrainedModel], e
         expected.logits, verification.logits(model, here), session.compute.dtype, "the base with the adapter"
     )
     trainer.model = model
+
+
+def _hold_what_learns(model: PreTrainedModel) -> None:
+    """Give room to what has one number for all, since it is read anew when it is needed."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.contiguous()
 
 
 def stored(session: Session) -> torch.dtype:

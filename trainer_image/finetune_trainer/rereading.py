@@ -14,11 +14,15 @@ import torch
 from torch import nn
 
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.loaded import Loaded
 from finetune_trainer.structure import Structure
+from finetune_trainer.tensors import Located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from finetune_trainer.model import Source
+    from finetune_trainer.tasks import Task
     from finetune_trainer.tensors import Numbers
 
 
@@ -109,7 +113,7 @@ class Rereading:
     def _empty(self, names: Iterable[str]) -> None:
         """One number in the shape of many: some models ask their first parameter where inputs belong."""
         for name in names:
-            number = torch.empty((), dtype=self._held(name), device=self._device)
+            number = torch.zeros((), dtype=self._held(name), device=self._device)
             _set(*self._places[name], number.expand(self._tensor(name).shape))
 
     def _tensor(self, name: str) -> torch.Tensor:
@@ -121,6 +125,16 @@ class Rereading:
     def _held(self, name: str) -> torch.dtype:
         tensor = self._tensor(name)
         return self._dtype if tensor.is_floating_point() else tensor.dtype
+
+
+def reread(task: Task, alive: Callable[[], None], source: Source) -> Loaded:
+    """What `task.load` gives, once it has loaded that base, of which only what lies outside of the blocks is held."""
+    # As the library does that loads it.
+    source.config.dtype = source.dtype
+    model = task.skeleton(source).model
+    numbers = Located(model, source.folder, task.fresh)
+    Rereading(model, numbers, source.dtype, torch.device("cpu"), alive)
+    return Loaded(model, task.fresh, task.peft_task, examples=task.examples, encode=task.encode)
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
