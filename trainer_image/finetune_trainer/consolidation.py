@@ -88,13 +88,19 @@ def _save(
     files = _Files(model, folder, revert_weight_conversion(model, dict(shapes)), largest) if folder else None
     for names in _together(model, shapes):
         between()
-        gathered = {}
-        for name, full in take(names):
-            if files is not None:
-                gathered[name] = full.to("cpu", _stored(full, dtype))
+        _write(take(names), dtype, model, files)
+
+
+def _write(
+    tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, model: PreTrainedModel, files: _Files | None
+) -> None:
+    gathered = {}
+    for name, full in tensors:
         if files is not None:
-            for name, tensor in revert_weight_conversion(model, gathered).items():
-                files.put(name, tensor)
+            gathered[name] = full.to("cpu", _stored(full, dtype))
+    if files is not None:
+        for name, tensor in revert_weight_conversion(model, gathered).items():
+            files.put(name, tensor)
 
 
 def _stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
