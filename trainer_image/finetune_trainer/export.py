@@ -219,7 +219,8 @@ class Exporter:
         model._weight_conversions = located.conversions
         save_without_weights(model, folder, precision)
         save_numbers(model, numbers, precision, folder, self.alive)
-        self._write_beside(folder, model, card("model"))
+        # The trained one knows where answers end.
+        self._write_beside(folder, self.session.trainer.model, card("model"))
         expected = self._answer(config, numbers, precision, probe)
         delivered = self._round_trip(folder, "model")
         verification.differs_from(source, delivered)
@@ -237,8 +238,10 @@ class Exporter:
         self, config: PretrainedConfig, numbers: Numbers, dtype: torch.dtype, probe: verification.Probe
     ) -> torch.Tensor:
         model = self._skeleton(config, dtype)
-        Rereading(model, numbers, dtype, CPU, self.alive)
-        return verification.logits(model, probe)
+        reading = Rereading(model, numbers, dtype, CPU, self.alive)
+        found = verification.logits(model, probe)
+        reading.let_go()
+        return found
 
     def _load(self, folder: Path, dtype: torch.dtype, attention: str, config: PretrainedConfig) -> PreTrainedModel:
         return self.session.task.load(Source(folder, self.spec.model, config, dtype, attention)).model

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.loaded import Loaded
@@ -132,6 +134,8 @@ def reread(task: Task, alive: Callable[[], None], source: Source) -> Loaded:
     # As the library does that loads it.
     source.config.dtype = source.dtype
     model = task.skeleton(source).model
+    if model.can_generate() and (source.folder / GENERATION_CONFIG_NAME).exists():
+        model.generation_config = GenerationConfig.from_pretrained(source.folder)
     numbers = Located(model, source.folder, task.fresh)
     Rereading(model, numbers, source.dtype, torch.device("cpu"), alive)
     return Loaded(model, task.fresh, task.peft_task, examples=task.examples, encode=task.encode)
