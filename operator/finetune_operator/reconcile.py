@@ -146,8 +146,7 @@ class Reconciler:
 
     async def _pass(self, key: Key, raw: Object, job: FineTuneJob, now: datetime) -> float | None:
         of_attempt(job.status.attempt)
-        # A job without a status has no Job as a rule, and `Create` finds one whose maker died before it said so.
-        is_new = not raw.get("status") and not is_due(job.spec, job.status)
+        is_new = _starts_now(raw, job)
         observed = await self._observe(key, job, now, has_workload=not is_new)
         await self._refresh(job)
         for _ in range(MAX_STEPS):
@@ -277,6 +276,13 @@ class Reconciler:
     def _wake_waiters(self, key: Key) -> None:
         for waiter in self._waiters.of(key):
             self._wake(waiter)
+
+
+def _starts_now(raw: Object, job: FineTuneJob) -> bool:
+    """Whether to create its Job is all that is to be done, as far as the job itself tells. As a rule there is none yet,
+    and `Create` finds one whose maker died before it said so: to ask first would be one more read."""
+    held_up = job.spec.suspend or is_due(job.spec, job.status) or pending(job)
+    return not raw.get("status") and not held_up
 
 
 def _concerns_others(old: Object, new: Object) -> bool:
