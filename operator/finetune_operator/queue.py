@@ -45,7 +45,8 @@ class Line(IntEnum):
 
 
 SHARE = 4
-"""Every fourth key that is taken is one of the next line, so that none of them waits for ever."""
+"""Every fourth turn is for a new key, and every fourth of these turns for one that has time, so that no line waits for
+ever."""
 
 
 class KeyedQueue:
@@ -110,11 +111,10 @@ class KeyedQueue:
         if self._closed or not self:
             return None
         self._taken += 1
-        waiting = [line for line in self._lines if line]
-        turn = 0 if self._taken % SHARE else 1 if self._taken % SHARE**2 else 2
-        line = waiting[min(turn, len(waiting) - 1)]
-        key = next(iter(line))
-        del line[key]
+        turn = Line.CHANGED if self._taken % SHARE else Line.NEW if self._taken % SHARE**2 else Line.CALM
+        waiting = self._lines[turn] or next(keys for keys in self._lines if keys)
+        key = next(iter(waiting))
+        del waiting[key]
         self._working.add(key)
         self._idle.clear()
         return key

@@ -59,6 +59,14 @@ def test_what_has_changed_comes_before_what_is_new_and_that_before_what_has_time
     assert queue.take() is None
 
 
+def test_a_turn_for_new_keys_goes_to_what_has_changed_where_none_is_new(queue: KeyedQueue) -> None:
+    queue.put(A, Line.CALM)
+    changed = [Key("ml", f"changed-{number}") for number in range(16)]
+    for key in changed:
+        queue.put(key, Line.CHANGED)
+    assert [queue.take() for _ in range(17)] == [*changed[:15], A, changed[15]]
+
+
 def test_of_two_lines_a_key_waits_in_the_one_that_is_served_first(queue: KeyedQueue) -> None:
     for key in (A, B):
         queue.put(key, Line.CALM)
