@@ -35,6 +35,7 @@ from finetune_operator.observed import (
     is_suspended,
     own_pods,
     timestamp,
+    told_nodes,
     torn_down,
     uid,
     workload_attempt,
@@ -145,9 +146,9 @@ def _not_started(situation: Situation) -> Decision | None:
         text = f"An earlier run has not ended: waiting for {still_there(situation.observed)}"
         waits = Decision(situation.to(Phase.STARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
         return past_deadline(situation) or waits
-    # What was made smaller is woken as it is.
-    anew = workload is None or situation.status.phase is Phase.SUSPENDED
-    return start_next(situation, None if anew else situation.nodes)
+    smaller = workload is not None and told_nodes(workload) not in (None, situation.nodes)
+    keeps = smaller and situation.status.phase is not Phase.SUSPENDED
+    return start_next(situation, situation.nodes if keeps else None)
 
 
 def _failing(situation: Situation) -> Decision | None:
