@@ -49,6 +49,12 @@ def get(kind: str, name: str, namespace: str) -> Object:
     return found
 
 
+def status_of(namespace: str, name: str) -> Object:
+    """A job's status; empty while nothing has been said."""
+    status: Object = get("ftj", name, namespace).get("status", {})
+    return status
+
+
 def items(kind: str, *arguments: str) -> list[Object]:
     found: list[Object] = json.loads(kubectl("get", kind, *arguments, "-o", "json"))["items"]
     return found

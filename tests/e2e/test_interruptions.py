@@ -8,7 +8,7 @@ import pytest
 
 from tests.chart.rendering import CHART, merged
 from tests.e2e.bucket import Bucket
-from tests.e2e.cluster import get, items, kubectl
+from tests.e2e.cluster import get, items, kubectl, status_of
 from tests.e2e.training import (
     CHECKPOINT_STEPS,
     READY_SECONDS,
@@ -23,7 +23,6 @@ from tests.e2e.training import (
     long_job,
     pods_of,
     start,
-    status_of,
     succeed,
     trains_beyond,
     until,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.e2e.bucket import Bucket
-from tests.e2e.cluster import Object, get, items
+from tests.e2e.cluster import Object, get, items, status_of
 from tests.e2e.operating import play_kubelet
 from tests.e2e.paper import PaperNode, paper_node
 from tests.e2e.training import (
@@ -32,7 +32,6 @@ from tests.e2e.training import (
     long_job,
     pods_of,
     start,
-    status_of,
     succeed,
     trains_beyond,
     until,

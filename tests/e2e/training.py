@@ -21,11 +21,11 @@ from tests.e2e.cluster import (
     apply,
     chart_images,
     fresh_namespace,
-    get,
     items,
     kubectl,
     kubectl_program,
     more_values,
+    status_of,
 )
 
 RELEASE = "finetune"
@@ -162,12 +162,6 @@ def succeed(namespace: str, name: str) -> Object:
     """The same, of a job that must not fail."""
     status = finish(namespace, name)
     assert status["phase"] == "Succeeded", f"{name}: {status.get('message')}"
-    return status
-
-
-def status_of(namespace: str, name: str) -> Object:
-    """Empty while nothing has been said."""
-    status: Object = get("ftj", name, namespace).get("status", {})
     return status
 
 
