@@ -298,6 +298,12 @@ def is_at_rest(workload: Object) -> bool:
     return condition(workload, "Suspended") is not None and not (workload.get("status") or {}).get("active")
 
 
+def rests_for(workload: Object, now: datetime) -> float:
+    """Seconds since the Job controller has seen the suspension; 0 where it has not."""
+    since = (condition(workload, "Suspended") or {}).get("lastTransitionTime")
+    return (now - parse_time(since)).total_seconds() if since else 0.0
+
+
 def torn_down(observed: Observed) -> bool:
     """Whether nothing of the job is alive, and nothing will come to life by itself."""
     workload = observed.workload

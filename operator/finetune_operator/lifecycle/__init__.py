@@ -1,6 +1,7 @@
 """(job, observed, now) -> status and the next action. Pure: no clock, no network."""
 
 from finetune_operator.lifecycle.chain import HOPELESS
+from finetune_operator.lifecycle.conditions import was_taken_back
 from finetune_operator.lifecycle.decide import decide
 from finetune_operator.lifecycle.decision import (
     Action,
@@ -15,6 +16,7 @@ from finetune_operator.lifecycle.decision import (
     Notice,
     Number,
     Remove,
+    Renumber,
     Resume,
     Shrink,
     Suspend,
@@ -22,7 +24,6 @@ from finetune_operator.lifecycle.decision import (
 )
 from finetune_operator.lifecycle.ending import refused, unreadable
 from finetune_operator.lifecycle.preflight import is_due
-from finetune_operator.lifecycle.queued import was_taken_back
 
 __all__ = [
     "HOPELESS",
@@ -38,6 +39,7 @@ __all__ = [
     "Notice",
     "Number",
     "Remove",
+    "Renumber",
     "Resume",
     "Shrink",
     "Suspend",

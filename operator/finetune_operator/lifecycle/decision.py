@@ -58,6 +58,13 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Renumber:
+    """The same where Kueue has undone it: so that it lasts, and of a Job that may have been resumed meanwhile."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
 class ForgetStart:
     """Remove a suspended Job's start time: before Kubernetes 1.36 the template of a Job that has one is immutable."""
 
@@ -96,7 +103,7 @@ class Expire:
     """Delete the FineTuneJob itself; its children go with it."""
 
 
-WorkloadAction = Suspend | Shrink | ForgetStart | Resume | Number | Delete
+WorkloadAction = Suspend | Shrink | ForgetStart | Resume | Number | Renumber | Delete
 Action = Create | WorkloadAction | Free | Remove | Expire | CreatePreflight | DeletePreflight
 
 
