@@ -34,11 +34,17 @@ def team(kueue: None, namespace: str) -> Iterator[str]:
     apply(*cluster_queue(namespace), local_queue(namespace, "team"), priority_class())
     kubectl("-n", namespace, "wait", "--for=condition=Active", "localqueue/team", "--timeout=30s")
     yield namespace
-    kubectl("-n", namespace, "delete", "ftj", "--all", "--wait=true", "--timeout=60s", seconds=90)
     kubectl("-n", namespace, "delete", "localqueue", "--all", "--timeout=60s", seconds=90)
     kubectl("delete", "clusterqueue", namespace, "--timeout=60s", seconds=90)
     kubectl("delete", "resourceflavor", namespace, "--timeout=60s", seconds=90)
     kubectl("delete", "priorityclass", IMPORTANT)
+
+
+@pytest.fixture(autouse=True)
+def all_leave_the_queue(team: str) -> Iterator[None]:
+    yield
+    kubectl("-n", team, "delete", "ftj", "--all", "--wait=true", "--timeout=60s", seconds=90)
+    kubectl("-n", team, "wait", "--for=delete", WORKLOADS, "--all", "--timeout=60s", seconds=90)
 
 
 def cluster_queue(name: str) -> list[Object]:
@@ -206,8 +212,6 @@ async def test_a_failed_pod_starts_the_gang_again_in_its_place(operator: Operato
     assert kept["metadata"]["uid"] == place["metadata"]["uid"]
     assert get("job", name, team)["metadata"]["uid"] == job["metadata"]["uid"]
     assert last_to_suspend(team, name) == "kueue"
-    delete(team, name)
-    await left_nothing(team, name)
 
 
 async def test_a_more_important_gang_takes_the_place_of_another(operator: Operator, team: str) -> None:
@@ -239,9 +243,6 @@ async def test_a_more_important_gang_takes_the_place_of_another(operator: Operat
     assert kept is not None
     assert kept["metadata"]["uid"] == place["metadata"]["uid"]
     await succeed(team, name, names)
-    for gone in (name, "important-1", "important-2"):
-        delete(team, gone)
-        await left_nothing(team, gone)
 
 
 async def test_a_user_who_suspends_gives_the_place_back_and_queues_anew(operator: Operator, team: str) -> None:
@@ -258,9 +259,6 @@ async def test_a_user_who_suspends_gives_the_place_back_and_queues_anew(operator
     assert now["restarts"]["total"] == 0
     await succeed(team, "next", others)
     await running(team, "paused", 2)
-    for name in ("paused", "next"):
-        delete(team, name)
-        await left_nothing(team, name)
 
 
 async def left_nothing_in_the_queue(namespace: str, name: str) -> None:
@@ -282,6 +280,50 @@ async def test_a_job_that_fails_for_good_leaves_the_queue(operator: Operator, te
     play_kubelet(team, names[0], 65, json.dumps({"exitCode": 65, "message": "s3://d/a.jsonl line 3 is cut"}))
     await reaches(team, "after", "Failed", reason="Data")
     await whole_gang(team, "last", 1)
-    for name in ("hopeless", "after", "last"):
-        delete(team, name)
-        await left_nothing(team, name)
+
+
+@pytest.fixture
+def managed(team: str) -> str:
+    """Where Kueue takes care of Jobs that name no queue."""
+    container = {"name": "c", "image": "example.invalid/none:1"}
+    probe = {
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "probe", "namespace": team},
+        "spec": {"suspend": False, "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}},
+    }  # fmt: skip
+    if not json.loads(kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=probe))["spec"]["suspend"]:
+        pytest.skip("needs a Kueue with manageJobsWithoutQueueName")
+    return team
+
+
+def without_queue(namespace: str, name: str) -> Object:
+    job = gang(namespace, name)
+    del job["spec"]["scheduling"]["queue"]
+    return job
+
+
+async def test_a_job_without_a_queue_is_resumed_once_and_a_label_helps_it(operator: Operator, managed: str) -> None:
+    apply(without_queue(managed, "stray"))
+    now = await reaches(managed, "stray", "Queued", reason="NoQueue")
+    assert (now["attempt"], now["restarts"]["total"], admitted(now)) == (2, 0, "False")
+    changes = get("job", "stray", managed)["metadata"]["generation"]
+    for look in range(10):
+        kubectl("-n", managed, "annotate", "ftj", "stray", "--overwrite", f"look={look}")
+        assert get("job", "stray", managed)["metadata"]["generation"] == changes
+    kubectl("-n", managed, "label", "job", "stray", "kueue.x-k8s.io/queue-name=team")
+    await running(managed, "stray", 2)
+    assert status(managed, "stray")["restarts"]["total"] == 0
+
+
+async def test_a_default_queue_takes_a_job_that_is_suspended_and_goes_on(operator: Operator, managed: str) -> None:
+    apply(without_queue(managed, "early"))
+    await reaches(managed, "early", "Queued", reason="NoQueue")
+    apply(local_queue(managed, "default"))
+    kubectl("-n", managed, "wait", "--for=condition=Active", "localqueue/default", "--timeout=30s")
+    suspend(managed, "early", True)
+    await reaches(managed, "early", "Suspended")
+    suspend(managed, "early", False)
+    await running(managed, "early", 3)
+    # One that comes later is put into that queue at once.
+    apply(without_queue(managed, "late"))
+    waiting = await reaches(managed, "late", "Queued")
+    assert waiting["message"] == "Waiting in queue default"

@@ -33,6 +33,8 @@ OF_PHASE = {
 PASSED, INCONCLUSIVE = "PreflightPassed", "PreflightInconclusive"
 VERDICTS = (PASSED, INCONCLUSIVE)
 """Reasons of Valid after which a job is not checked again."""
+RESUMED, NO_QUEUE = "ResumedOnce", "NoQueue"
+"""Reasons of Admitted where a job has no queue: somebody else has suspended its Job, for the first time or again."""
 WITH_PODS = (Phase.STARTING, Phase.RUNNING, Phase.SUCCEEDED, Phase.FAILED)
 
 
@@ -51,6 +53,10 @@ def with_conditions(situation: Situation, status: FineTuneJobStatus, valid: bool
     new.append(_stalled(stamp, situation, status))
     if situation.is_queued and status.phase not in TERMINAL:
         new.append(_admitted(stamp, situation, status))
+    elif status.reason in (RESUMED, NO_QUEUE):
+        new.append(_make(stamp, ConditionType.ADMITTED, "False", status.reason, status.message or ""))
+    elif was_resumed(status) and status.phase is Phase.RUNNING:
+        new.append(_make(stamp, ConditionType.ADMITTED, "True", "Admitted"))
     return _merged(stamp, status, new)
 
 
@@ -97,6 +103,12 @@ def verdict(status: FineTuneJobStatus) -> Condition | None:
     """What preflight has found; None before it has."""
     valid = (item for item in status.conditions if item.type is ConditionType.VALID and item.status == "True")
     return next((item for item in valid if item.reason in VERDICTS), None)
+
+
+def was_resumed(status: FineTuneJobStatus) -> bool:
+    """Whether a Job without a queue was resumed after somebody else had suspended it, and has not run since."""
+    said = (item for item in status.conditions if item.type is ConditionType.ADMITTED and item.status == "False")
+    return any(item.reason in (RESUMED, NO_QUEUE) for item in said)
 
 
 def _admitted(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:

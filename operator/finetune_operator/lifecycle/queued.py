@@ -13,7 +13,7 @@ from __future__ import annotations
 from finetune_api.contract import Cause
 from finetune_api.status import Incident, Phase
 from finetune_operator.failures import Failure
-from finetune_operator.lifecycle.conditions import was_taken_back
+from finetune_operator.lifecycle.conditions import was_resumed, was_taken_back
 from finetune_operator.lifecycle.deadlines import past_deadline
 from finetune_operator.lifecycle.decision import (
     TEARDOWN_SECONDS,
@@ -86,8 +86,12 @@ def restart_in_queue(situation: Situation, incident: Incident) -> Decision | Non
 
 
 def leave_queue(situation: Situation) -> Decision | None:
-    """A user's suspension gives the place in the queue back; None where there is none."""
-    if not situation.is_queued or situation.observed.workload is None:
+    """A user's suspension gives the place in the queue back; None where there is none.
+
+    A Job that should have a queue and has none goes as well: Kueue gives one to new Jobs only.
+    """
+    waits = situation.is_queued or was_resumed(situation.status)
+    if not waits or situation.observed.workload is None:
         return None
     if situation.status.workload is not None:
         # Written before it is done: a crash in between must not make a loss of it.
