@@ -46,6 +46,7 @@ from finetune_operator.observed import (
     is_suspended,
     is_tracked,
     queue_of,
+    told_nodes,
     workload_nodes,
 )
 from finetune_operator.plan import Manifests, plan
@@ -241,8 +242,7 @@ def _sized(workload: Object, nodes: int) -> JsonPatch:
 
 def _told(workload: Object, nodes: int) -> JsonPatch:
     """What the next pods are told of their number; only a Job that sleeps lets that change."""
-    known = (workload["spec"]["template"]["metadata"].get("annotations") or {}).get(ANNOTATION_NODES)
-    return [] if known in (None, str(nodes)) else [{"op": "add", "path": NODES_PATH, "value": str(nodes)}]
+    return [] if told_nodes(workload) in (None, nodes) else [{"op": "add", "path": NODES_PATH, "value": str(nodes)}]
 
 
 def _numbered(attempt: int) -> JsonPatch:

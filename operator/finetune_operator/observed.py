@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from finetune_api.contract import ANNOTATION_ATTEMPT, LABEL_QUEUE, TRAINER_CONTAINER, Progress
+from finetune_api.contract import ANNOTATION_ATTEMPT, ANNOTATION_NODES, LABEL_QUEUE, TRAINER_CONTAINER, Progress
 from finetune_operator.cluster.port import TRACKING, Object
 from finetune_operator.references import Named
 
@@ -87,6 +87,17 @@ def workload_attempt(workload: Object) -> int:
 def workload_nodes(workload: Object) -> int:
     """Pods of the Job's gang: fewer than the job asks for where it is elastic and found no room for all."""
     return int(workload["spec"]["completions"])
+
+
+def told_nodes(workload: Object) -> int | None:
+    """What an elastic Job's pods are told of their number; it lags behind for one that was made smaller and sleeps."""
+    told = (workload["spec"]["template"]["metadata"].get("annotations") or {}).get(ANNOTATION_NODES)
+    return None if told is None else int(told)
+
+
+def was_made_smaller(workload: Object) -> bool:
+    """Whether it sleeps, to be woken with fewer pods."""
+    return told_nodes(workload) not in (None, workload_nodes(workload))
 
 
 def queue_of(workload: Object) -> str | None:

@@ -295,16 +295,20 @@ def managed(team: str) -> str:
     return team
 
 
-def without_queue(namespace: str, name: str) -> Object:
-    job = gang(namespace, name)
+def without_queue(namespace: str, name: str, **policy: Any) -> Object:
+    job = gang(namespace, name, **policy)
     del job["spec"]["scheduling"]["queue"]
     return job
 
 
 async def test_a_job_without_a_queue_is_resumed_once_and_a_label_helps_it(operator: Operator, managed: str) -> None:
-    apply(without_queue(managed, "stray"))
+    apply(without_queue(managed, "stray", preflight="Always"))
     now = await reaches(managed, "stray", "Queued", reason="NoQueue")
     assert (now["attempt"], now["restarts"]["total"], admitted(now)) == (2, 0, "False")
+    assert (
+        "somebody has suspended its Job"
+        in next(item for item in now["conditions"] if item["type"] == "Valid")["message"]
+    )
     changes = get("job", "stray", managed)["metadata"]["generation"]
     for look in range(10):
         kubectl("-n", managed, "annotate", "ftj", "stray", "--overwrite", f"look={look}")
@@ -323,7 +327,11 @@ async def test_a_default_queue_takes_a_job_that_is_suspended_and_goes_on(operato
     await reaches(managed, "early", "Suspended")
     suspend(managed, "early", False)
     await running(managed, "early", 3)
-    # One that comes later is put into that queue at once.
-    apply(without_queue(managed, "late"))
+    # One that comes later is put into that queue at once, its check first.
+    apply(without_queue(managed, "late"), without_queue(managed, "checked", preflight="Always"))
     waiting = await reaches(managed, "late", "Queued")
     assert waiting["message"] == "Waiting in queue default"
+    await reaches(managed, "checked", "Preflight")
+    check = get("job", "checked-preflight", managed)
+    assert check["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "default"
+    await eventually(lambda: not get("job", "checked-preflight", managed)["spec"]["suspend"])

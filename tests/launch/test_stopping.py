@@ -24,7 +24,7 @@ def test_a_stop_before_training_loses_nothing_and_is_never_a_success(start_pod: 
     pod.line("downloading")
     pod.stop()
     assert pod.exit_code() == ExitCode.TEMPFAIL
-    assert "before training began" in pod.message.message
+    assert "outside of training" in pod.message.message
 
 
 def test_a_stop_while_the_gang_gathers_is_heard_at_once(start_pod: StartPod) -> None:

@@ -132,6 +132,21 @@ async def test_one_that_was_suspended_tries_all_again() -> None:
     assert await sizes(world) == (4, 4, {"4"})
 
 
+async def test_one_that_is_resumed_before_its_pods_are_gone_tries_all_again() -> None:
+    world = await shrunk(room=2)
+    world.node.runtime.stop_code = None
+    await world.set_suspend(True)
+    await world.settle()
+    assert (await world.phase())[0] != "Suspended"
+    world.node.kubelet.room = None
+    await world.set_suspend(False)
+    await world.settle()
+    assert (await world.phase()) == ("Starting", "WaitingForOldPods")
+    await world.end(75)
+    await world.settle()
+    assert await sizes(world) == (4, 4, {"4"})
+
+
 async def test_it_ends_well_with_fewer() -> None:
     world = await shrunk(room=2)
     await world.end(0)

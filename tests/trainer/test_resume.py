@@ -13,6 +13,9 @@ from transformers import TrainerCallback
 from finetune_api.contract import Stage
 from finetune_trainer import train
 from finetune_trainer.errors import StoppedError
+from finetune_trainer.evaluation import Measured
+from finetune_trainer.result import Output
+from finetune_trainer.storage import Store
 from tests.support.jobs import a_context, a_job, run
 from tests.trainer.stopping import StopsAt
 
@@ -85,23 +88,30 @@ def test_the_baseline_is_measured_once(tmp_path):
     job = a_resumable_job(tmp_path, "LoRA")
     with pytest.raises(StoppedError):
         attempt(job, tmp_path, 1, step=1)
-    path = tmp_path / "out/report/baseline.json"
+    path = tmp_path / "out/report/baseline-uid-1.json"
     kept = json.loads(path.read_text())
     path.write_text(json.dumps(kept | {"metrics": {"eval_loss": 12.5}}))
     assert attempt(job, tmp_path, 2).baseline == {"eval_loss": 12.5}
 
 
-def test_the_baseline_of_another_job_is_not_ours(tmp_path):
+def test_two_jobs_that_share_an_output_by_mistake_leave_each_other_s_course_alone(tmp_path):
     job = a_resumable_job(tmp_path, "LoRA")
-    path = tmp_path / "out/report/baseline.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"uid": "uid-0", "metrics": {"eval_loss": 12.5}}))
-    assert attempt(job, tmp_path, 1).baseline["eval_loss"] < 10
+    metadata = job.metadata.model_copy(update={"uid": "uid-2"})
+    ours, theirs = (Output(Store.connect({}), each) for each in (job, job.model_copy(update={"metadata": metadata})))
+    for output, number in ((ours, 1), (theirs, 2)):
+        output.keep_baseline(Measured(metrics={"eval_loss": number}))
+        output.keep_choice({"kept": torch.tensor([number])})
+        output.keep_divergence(number)
+        output.keep_pin(f"hf://org/model@{number}")
+    for output, number in ((ours, 1), (theirs, 2)):
+        assert output.baseline().metrics == {"eval_loss": number}
+        assert output.choice()["kept"].tolist() == [number]
+        assert (output.diverged_from(), output.pinned()) == (number, f"hf://org/model@{number}")
 
 
 def test_a_stop_before_training_leaves_at_once(tmp_path):
     job = a_resumable_job(tmp_path, "LoRA")
-    with pytest.raises(StoppedError, match="before training began"):
+    with pytest.raises(StoppedError, match="outside of training"):
         attempt(job, tmp_path, 1, stage=Stage.PREPARING)
     assert not (tmp_path / "out/checkpoints").exists()
 

@@ -70,9 +70,9 @@ class StopFlag:
         return max(0.0, self._deadline - time.monotonic())
 
     def check(self) -> None:
-        """Leave the phases before training, where there is nothing to save; raises StoppedError."""
+        """Leave the phases before and after training, where there is nothing to save; raises StoppedError."""
         if self.requested:
-            raise StoppedError("stopped on request before training began; nothing was lost")
+            raise StoppedError("stopped on request outside of training; nothing was lost")
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop; a collective call, the same answer on all ranks.

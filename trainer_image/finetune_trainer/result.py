@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,34 +19,22 @@ from finetune_trainer.storage import MissingError, Store
 if TYPE_CHECKING:
     import torch
 
-CHOICE_FILE = "report/choice.safetensors"
-DIVERGENCE_FILE = "report/divergence.json"
-
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "finetune-operator")
-
-
-class Baseline(Measured):
-    """What the tuned model is compared with: found once for a job, since a restart has no untrained model's time to
-    lose."""
-
-    uid: str
 
 
 class Divergence(Message):
     """After which checkpoint a step was not finite: tried again once, over all attempts of a job."""
 
-    uid: str
     checkpoint: int
 
 
 class Pin(Message):
     """Which model a job is trained from, where its address may come to mean another one."""
 
-    uid: str
     uri: str
 
 
-Kept = TypeVar("Kept", Baseline, Divergence, Pin)
+Kept = TypeVar("Kept", Measured, Divergence, Pin)
 
 
 class Output:
@@ -88,48 +75,41 @@ class Output:
             )
         return result
 
-    def baseline(self) -> Baseline | None:
-        """What an earlier attempt of this job measured before training."""
-        return self._kept("report/baseline.json", Baseline)
+    def baseline(self) -> Measured | None:
+        """What an earlier attempt of this job measured before training; a restart has no untrained model's time to
+        lose."""
+        return self._kept("baseline", Measured)
 
     def keep_baseline(self, measured: Measured) -> None:
         """Keep it for later attempts."""
-        self.write("report/baseline.json", Baseline(uid=self._job.metadata.uid, **measured.model_dump()))
+        self._keep("baseline", measured)
 
     def pinned(self) -> str | None:
         """Where an earlier attempt of this job has found its model."""
-        pin = self._kept(self._pin_file, Pin)
+        pin = self._kept("model", Pin)
         return pin.uri if pin else None
 
     def keep_pin(self, uri: str) -> None:
         """Keep it for later attempts."""
-        self.write(self._pin_file, Pin(uid=self._job.metadata.uid, uri=uri))
-
-    @property
-    def _pin_file(self) -> str:
-        # One for each job: two that share an output by mistake must not change each other's model.
-        return f"report/model-{self._job.metadata.uid}.json"
+        self._keep("model", Pin(uri=uri))
 
     def diverged_from(self) -> int | None:
         """The step of the checkpoint after which this job has diverged, in this attempt or an earlier one."""
-        found = self._kept(DIVERGENCE_FILE, Divergence)
+        found = self._kept("divergence", Divergence)
         return found.checkpoint if found else None
 
     def keep_divergence(self, checkpoint: int) -> None:
         """Keep it for later attempts; before the steps are tried again, so that a pod that is lost meanwhile counts."""
-        self.write(DIVERGENCE_FILE, Divergence(uid=self._job.metadata.uid, checkpoint=checkpoint))
+        self._keep("divergence", Divergence(checkpoint=checkpoint))
 
     def choice(self) -> dict[str, torch.Tensor]:
         """What the strategy chose in an earlier attempt of this job; empty where it has not chosen yet."""
-        data = self._read(CHOICE_FILE)
-        if data is None or _metadata(data).get("uid") != self._job.metadata.uid:
-            return {}
-        return load(data)
+        data = self._read(self._own("choice", "safetensors"))
+        return load(data) if data else {}
 
     def keep_choice(self, choice: dict[str, torch.Tensor]) -> None:
         """Keep it for later attempts."""
-        data = save(choice, metadata={"uid": self._job.metadata.uid})
-        self._store.write_bytes(f"{self.root}/{CHOICE_FILE}", data)
+        self._store.write_bytes(f"{self.root}/{self._own('choice', 'safetensors')}", save(choice))
 
     def write(self, name: str, message: Message) -> None:
         """Write a message as JSON under the folder."""
@@ -139,26 +119,26 @@ class Output:
         """Write a text file under the folder."""
         self._store.write_bytes(f"{self.root}/{name}", text.encode())
 
+    def _keep(self, name: str, message: Message) -> None:
+        self.write(self._own(name, "json"), message)
+
     def _kept(self, name: str, kind: type[Kept]) -> Kept | None:
-        """What an earlier attempt of this job has left; None where another job did, or it cannot be read."""
-        data = self._read(name)
+        """What an earlier attempt of this job has left; None where it cannot be read."""
+        data = self._read(self._own(name, "json"))
         try:
-            kept = kind.model_validate_json(data) if data else None
+            return kind.model_validate_json(data) if data else None
         except ValidationError:
             return None
-        return kept if kept and kept.uid == self._job.metadata.uid else None
+
+    def _own(self, name: str, ending: str) -> str:
+        # One for each job: two that share an output by mistake must not change each other's course.
+        return f"report/{name}-{self._job.metadata.uid}.{ending}"
 
     def _read(self, name: str) -> bytes | None:
         try:
             return self._store.read_bytes(f"{self.root}/{name}")
         except MissingError:
             return None
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: its header is JSON, after eight bytes with its length."""
-    length = int.from_bytes(data[:8], "little")
-    return dict(json.loads(data[8 : 8 + length]).get("__metadata__") or {})
 
 
 def versions() -> dict[str, str]:

@@ -38,6 +38,7 @@ from finetune_operator.observed import (
     timestamp,
     torn_down,
     uid,
+    was_made_smaller,
     workload_attempt,
     workload_nodes,
 )
@@ -148,9 +149,8 @@ def _not_started(situation: Situation) -> Decision | None:
         return past_deadline(situation) or waits
     if (given_in := give_in(situation)) is not None:
         return given_in
-    # What was made smaller is woken as it is.
-    anew = workload is None or situation.status.phase is Phase.SUSPENDED
-    return start_next(situation, None if anew else situation.nodes)
+    keeps = workload is not None and was_made_smaller(workload) and situation.status.phase is not Phase.SUSPENDED
+    return start_next(situation, situation.nodes if keeps else None)
 
 
 def _failing(situation: Situation) -> Decision | None:

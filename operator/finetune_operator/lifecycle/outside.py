@@ -9,8 +9,7 @@ from __future__ import annotations
 from finetune_api.status import Phase
 from finetune_operator.lifecycle.conditions import NO_QUEUE, RESUMED, was_resumed
 from finetune_operator.lifecycle.decision import Decision, Notice, Situation
-from finetune_operator.lifecycle.elastic import SHRINKING
-from finetune_operator.observed import is_suspended, uid
+from finetune_operator.observed import is_suspended, uid, was_made_smaller
 
 ONCE = "Somebody has suspended this job's Job from outside; it is resumed once"
 GIVEN_UP = (
@@ -33,7 +32,7 @@ def give_in(situation: Situation) -> Decision | None:
 
 def _is_held_from_outside(situation: Situation) -> bool:
     """Whether the Job of an attempt that goes on is suspended, and nobody here has done it."""
-    workload, status = situation.observed.workload, situation.status
-    if workload is None or situation.is_queued or not is_suspended(workload) or status.reason == SHRINKING:
+    workload = situation.observed.workload
+    if workload is None or situation.is_queued or not is_suspended(workload) or was_made_smaller(workload):
         return False
-    return status.workload == uid(workload)
+    return situation.status.workload == uid(workload)
