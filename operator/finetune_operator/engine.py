@@ -16,7 +16,7 @@ from finetune_operator.lifecycle.silence import SILENT_SECONDS
 from finetune_operator.logs import about
 from finetune_operator.metrics import Metrics
 from finetune_operator.progress import ProgressPoller
-from finetune_operator.queue import Backoff, KeyedQueue, run_worker
+from finetune_operator.queue import Backoff, KeyedQueue, Line, run_worker
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
 from finetune_operator.watches import WATCHED, Watches
@@ -72,17 +72,17 @@ class Engine:
             rate=settings.progress_reads_per_second,
             pace=settings.progress_write_seconds,
             patience=SILENT_SECONDS,
-            changed=self.put,
+            changed=lambda key: self.put(key, Line.CALM),
             clock=monotonic,
         )
         self.reconciler = Reconciler(cluster, settings, clock, self.poller, wake=self.put, told=self)
 
-    def put(self, key: Key) -> None:
+    def put(self, key: Key, line: Line = Line.NEW) -> None:
         """Something happened to this job or to one of its children."""
         # One who does not lead collects nothing: the resync with which it begins to lead looks at every job.
         if self._gate.is_set():
             self._news.setdefault(key, self._monotonic())
-            self.queue.put(key)
+            self.queue.put(key, line)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -133,7 +133,7 @@ class Engine:
             if over and number:
                 self.queue.put_after(key, over * number / len(keys))
             else:
-                self.queue.put_calmly(key)
+                self.queue.put(key, Line.CALM)
 
     async def _survey(self, kind: Kind) -> AsyncIterator[Object]:
         """LIST a kind, and compare with what its watch has told."""

@@ -10,6 +10,7 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import IntEnum
 
 from finetune_operator.cluster.port import Key
 
@@ -32,8 +33,20 @@ class Backoff:
         return full * self.rng.uniform(0.5, 1.0)
 
 
-CALM_SHARE = 4
-"""Every fourth key that is taken is one that has time, so that news without end holds none of those up for ever."""
+class Line(IntEnum):
+    """Where a key waits; the lower number is served first."""
+
+    CHANGED = 0
+    """Something that exists has changed: people look at what runs, and it may stand still."""
+    NEW = 1
+    """Something has come into being, or a delay is over: thousands may come at once."""
+    CALM = 2
+    """It has time: progress, and looks at what may have been missed."""
+
+
+SHARE = 4
+"""Every fourth turn is for a new key, and every fourth of these turns for one that has time, so that no line waits for
+ever."""
 
 
 class KeyedQueue:
@@ -46,11 +59,10 @@ class KeyedQueue:
     def __init__(self, backoff: Backoff, clock: Callable[[], float]) -> None:
         self._backoff = backoff
         self._clock = clock
-        self._ready: dict[Key, None] = {}
-        self._calm: dict[Key, None] = {}
+        self._lines: tuple[dict[Key, None], ...] = tuple({} for _ in Line)
         self._taken = 0
         self._working: set[Key] = set()
-        self._again: set[Key] = set()
+        self._again: dict[Key, Line] = {}
         self._due: dict[Key, float] = {}
         self._timers: list[tuple[float, int, Key]] = []
         self._failures: dict[Key, int] = {}
@@ -62,27 +74,20 @@ class KeyedQueue:
 
     def __len__(self) -> int:
         """Keys that are ready to be worked on."""
-        return len(self._ready) + len(self._calm)
+        return sum(len(waiting) for waiting in self._lines)
 
-    def put(self, key: Key) -> None:
-        """Now; a key in work is worked on again afterwards."""
+    def put(self, key: Key, line: Line = Line.NEW) -> None:
+        """Now; a key in work is worked on again afterwards. Of two lines the one that is served first holds."""
         if self._closed:
             return
-        self._calm.pop(key, None)
-        self._line_up(key, self._ready)
-
-    def put_calmly(self, key: Key) -> None:
-        """Now, but after those for which there are news; without them it is the same as `put`."""
-        if self._closed or key in self._ready:
-            return
-        self._line_up(key, self._calm)
-
-    def _line_up(self, key: Key, line: dict[Key, None]) -> None:
         self._due.pop(key, None)
         if key in self._working:
-            self._again.add(key)
-        else:
-            line[key] = None
+            self._again[key] = min(line, self._again.get(key, line))
+            return
+        if not any(key in waiting for waiting in self._lines[: line + 1]):
+            for waiting in self._lines[line + 1 :]:
+                waiting.pop(key, None)
+            self._lines[line][key] = None
             self._changed.set()
 
     def put_after(self, key: Key, seconds: float) -> None:
@@ -100,15 +105,16 @@ class KeyedQueue:
         return max(0.0, self._timers[0][0] - self._clock()) if self._timers else None
 
     def take(self) -> Key | None:
-        """The key that has been ready longest, or None; it must be given back by done or fail."""
+        """The key that has been ready longest in the line whose turn it is, or None; it must be given back by done or
+        fail."""
         self._ripen()
         if self._closed or not self:
             return None
         self._taken += 1
-        is_calms_turn = not self._ready or self._taken % CALM_SHARE == 0
-        line = self._calm if self._calm and is_calms_turn else self._ready
-        key = next(iter(line))
-        del line[key]
+        turn = Line.CHANGED if self._taken % SHARE else Line.NEW if self._taken % SHARE**2 else Line.CALM
+        waiting = self._lines[turn] or next(keys for keys in self._lines if keys)
+        key = next(iter(waiting))
+        del waiting[key]
         self._working.add(key)
         self._idle.clear()
         return key
@@ -129,8 +135,8 @@ class KeyedQueue:
     async def close(self) -> None:
         """Give out no key any more; returns when no key is in work."""
         self._closed = True
-        self._ready.clear()
-        self._calm.clear()
+        for waiting in self._lines:
+            waiting.clear()
         await self._idle.wait()
 
     async def wait(self) -> None:
@@ -153,8 +159,7 @@ class KeyedQueue:
         if not self._working:
             self._idle.set()
         if key in self._again:
-            self._again.discard(key)
-            self.put(key)
+            self.put(key, self._again.pop(key))
         elif again_after is not None:
             self.put_after(key, again_after)
 

@@ -146,10 +146,14 @@ class Reconciler:
 
     async def _pass(self, key: Key, raw: Object, job: FineTuneJob, now: datetime) -> float | None:
         of_attempt(job.status.attempt)
-        observed = await self._observe(key, job, now)
+        is_new = _starts_now(raw, job)
+        observed = await self._observe(key, job, now, has_workload=not is_new)
         await self._refresh(job)
         for _ in range(MAX_STEPS):
             decision = decide(job, observed, now, self._settings)
+            if is_new and not isinstance(decision.action, Create):
+                is_new, observed = False, await self._observe(key, job, now)
+                continue
             if decision.action is None:
                 waits = (decision.requeue_after, pods_overdue_in(observed, now) or None)
                 wait = min((wait for wait in waits if wait is not None), default=None)
@@ -173,12 +177,17 @@ class Reconciler:
                 raise
             if isinstance(decision.action, Expire):
                 return None
+            if is_new and observed.pods:
+                observed = await self._observe(key, job, now)
+            is_new = False
         raise ClusterError(f"{key}: more than {MAX_STEPS} steps in one pass")
 
     # --- observe -----------------------------------------------------------------------------------------------------
 
-    async def _observe(self, key: Key, job: FineTuneJob, now: datetime) -> Observed:
-        workload = await self._cluster.read(JOB, Key(key.namespace, workload_name(key.name)))
+    async def _observe(self, key: Key, job: FineTuneJob, now: datetime, *, has_workload: bool = True) -> Observed:
+        """The children as they are; without has_workload it is not asked whether there is a Job."""
+        workload_key = Key(key.namespace, workload_name(key.name))
+        workload = await self._cluster.read(JOB, workload_key) if has_workload else None
         if workload is not None and controller_uid(workload) != job.metadata.uid:
             workload = None
         pods = await self._cluster.list(POD, key.namespace, selector(key.name))
@@ -267,6 +276,13 @@ class Reconciler:
     def _wake_waiters(self, key: Key) -> None:
         for waiter in self._waiters.of(key):
             self._wake(waiter)
+
+
+def _starts_now(raw: Object, job: FineTuneJob) -> bool:
+    """Whether to create its Job is all that is to be done, as far as the job itself tells. As a rule there is none yet,
+    and `Create` finds one whose maker died before it said so: to ask first would be one more read."""
+    held_up = job.spec.suspend or is_due(job.spec, job.status) or pending(job)
+    return not raw.get("status") and not held_up
 
 
 def _concerns_others(old: Object, new: Object) -> bool:

@@ -15,11 +15,12 @@ from finetune_api.contract import LABEL_JOB
 from finetune_operator.cluster.echoes import Echoes
 from finetune_operator.cluster.port import FINE_TUNE_JOB, JOB, POD, Key, Kind, Object
 from finetune_operator.cluster.sessions import metadata_session
+from finetune_operator.queue import Line
 from finetune_operator.settings import Settings
 from finetune_operator.watches import WATCHED, Watches
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-Put = Callable[[Key], None]
+Put = Callable[[Key, Line], None]
 LIST_CHUNK = 500
 """Objects of one page of kopf's first LIST, which is one unbounded answer otherwise."""
 IDLE_SECONDS = 0.1
@@ -102,7 +103,8 @@ def _registry(put: Put, watches: Watches, echoes: Echoes, configuration: Configu
             metadata, deleted = event["object"]["metadata"], event["type"] == "DELETED"
             watches.delivered(kind, metadata, deleted)
             if await echoes.is_news(kind, metadata, deleted):
-                put(key(metadata))
+                # What is listed at the beginning has no type.
+                put(key(metadata), Line.CHANGED if event["type"] in ("MODIFIED", "DELETED") else Line.NEW)
 
         return changed
 

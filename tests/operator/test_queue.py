@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
 
 import pytest
 
 from finetune_operator.cluster.port import Key
-from finetune_operator.queue import Backoff, KeyedQueue, run_worker
+from finetune_operator.queue import Backoff, KeyedQueue, Line, run_worker
 
 A, B = Key("ml", "a"), Key("ml", "b")
 
@@ -45,25 +44,48 @@ def test_keys_come_in_the_order_in_which_they_were_put(queue: KeyedQueue) -> Non
     assert (queue.take(), queue.take()) == (B, A)
 
 
-def test_what_has_time_comes_after_news_and_yet_in_the_end(queue: KeyedQueue) -> None:
-    calm, news = [Key("ml", f"calm-{number}") for number in range(3)], [Key("ml", f"news-{n}") for n in range(6)]
-    for key in calm:
-        queue.put_calmly(key)
-    for key in news:
-        queue.put(key)
-    queue.put(calm[2])
-    assert len(queue) == 9
-    taken = [queue.take() for _ in range(10)]
-    assert taken == [*news[:3], calm[0], *news[3:], calm[1], calm[2], None]
-
-
-@pytest.mark.parametrize("put", [KeyedQueue.put, KeyedQueue.put_calmly])
-def test_a_key_in_work_is_never_given_to_a_second_worker_but_comes_again(
-    queue: KeyedQueue, put: Callable[[KeyedQueue, Key], None]
+def test_what_has_changed_comes_before_what_is_new_and_that_before_what_has_time_and_yet_each_has_its_turn(
+    queue: KeyedQueue,
 ) -> None:
-    put(queue, A)
+    calm, new, changed = ([Key("ml", f"{what}-{number}") for number in range(14)] for what in ("calm", "new", "gone"))
+    for line, keys in ((Line.CALM, calm), (Line.NEW, new), (Line.CHANGED, changed)):
+        for key in keys:
+            queue.put(key, line)
+    assert len(queue) == 3 * 14
+    taken = [queue.take() for _ in range(16)]
+    assert taken == [*changed[:3], new[0], *changed[3:6], new[1], *changed[6:9], new[2], *changed[9:12], calm[0]]
+    rest = [queue.take() for _ in range(3 * 14 - 16)]
+    assert set(taken + rest) == {*calm, *new, *changed}
+    assert queue.take() is None
+
+
+def test_a_turn_for_new_keys_goes_to_what_has_changed_where_none_is_new(queue: KeyedQueue) -> None:
+    queue.put(A, Line.CALM)
+    changed = [Key("ml", f"changed-{number}") for number in range(16)]
+    for key in changed:
+        queue.put(key, Line.CHANGED)
+    assert [queue.take() for _ in range(17)] == [*changed[:15], A, changed[15]]
+
+
+def test_of_two_lines_a_key_waits_in_the_one_that_is_served_first(queue: KeyedQueue) -> None:
+    for key in (A, B):
+        queue.put(key, Line.CALM)
+    queue.put(B, Line.CHANGED)
+    queue.put(B, Line.NEW)
+    assert (queue.take(), queue.take(), queue.take()) == (B, A, None)
+    # The same for a key in work, which waits until it is given back.
+    for line in (Line.CALM, Line.CHANGED, Line.NEW):
+        queue.put(A, line)
+    queue.put(Key("ml", "new"))
+    queue.done(A)
     assert queue.take() == A
-    put(queue, A)
+
+
+@pytest.mark.parametrize("line", Line)
+def test_a_key_in_work_is_never_given_to_a_second_worker_but_comes_again(queue: KeyedQueue, line: Line) -> None:
+    queue.put(A, line)
+    assert queue.take() == A
+    queue.put(A, line)
     assert queue.take() is None
     queue.done(A)
     assert queue.take() == A

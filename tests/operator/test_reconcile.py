@@ -91,6 +91,30 @@ async def test_from_creation_to_success_few_writes_are_enough_one_of_them_for_pr
     assert counting.writes == ["create"] * children + ["patch"] * 4 + ["emit"]
 
 
+async def test_a_new_job_of_one_pod_is_started_after_two_reads() -> None:
+    world = World()
+    counting = FaultyCluster(world.cluster)
+    world.engine = world.operator(counting)
+    await world.create()
+    await world.pass_once()
+    assert counting.asked == ["FineTuneJob", "Pod"]
+    assert (await world.phase())[0] == "Starting"
+
+
+async def test_a_job_whose_operator_died_before_the_first_status_is_taken_over_as_it_runs_by_then() -> None:
+    world = World()
+    world.engine = world.operator(FaultyCluster(world.cluster, fail_at=5))
+    await world.create()
+    with pytest.raises(Killed, match="patch"):
+        await world.pass_once()
+    await world.node.settle()
+    workload = await world.workload()
+    world.engine = world.operator(world.cluster)
+    await world.pass_once()
+    assert (await world.phase())[0] == "Running"
+    assert (await world.status())["workload"] == workload["metadata"]["uid"]
+
+
 async def test_a_pass_over_a_job_where_nothing_happened_writes_nothing() -> None:
     world = await started()
     counting = FaultyCluster(world.cluster)

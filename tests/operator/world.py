@@ -161,7 +161,7 @@ class World:
 class FaultyCluster:
     """Passes calls on to a cluster; the n-th one fails before or after it took effect, as when the operator is killed.
 
-    Counts writes as well: `writes` holds their names in order.
+    Counts reads and writes as well: `asked` holds the kinds of the former in order, `writes` the names of the latter.
     """
 
     WRITES = ("create", "apply", "patch", "delete", "emit")
@@ -172,6 +172,7 @@ class FaultyCluster:
         self._after = after
         self.calls = 0
         self.writes: list[str] = []
+        self.asked: list[str] = []
 
     def walk(self, *args: Any, **kwargs: Any) -> Any:
         return self._inner.walk(*args, **kwargs)
@@ -186,6 +187,8 @@ class FaultyCluster:
                 raise Killed(f"before call {self.calls} ({name})")
             if name in self.WRITES:
                 self.writes.append(name)
+            elif name in ("read", "list"):
+                self.asked.append(args[0].kind)
             answer = await method(*args, **kwargs)
             if fails:
                 raise Killed(f"after call {self.calls} ({name})")
