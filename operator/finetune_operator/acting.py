@@ -33,7 +33,6 @@ from finetune_operator.lifecycle import (
     Free,
     Number,
     Remove,
-    Renumber,
     Resume,
     Shrink,
     Suspend,
@@ -42,8 +41,6 @@ from finetune_operator.lifecycle import (
 from finetune_operator.observed import (
     Observed,
     controller_uid,
-    has_start_time,
-    is_suspended,
     is_tracked,
     queue_of,
     told_nodes,
@@ -108,36 +105,20 @@ class Actor:
                 await self._delete(workload)
                 return None
             case ForgetStart():
-                return await self._forget_start(workload)
+                return await self._patch(workload, [{"op": "remove", "path": "/status/startTime"}], "status")
             case Suspend():
                 patch = _stopped(workload)
             case Shrink(nodes):
                 patch = [*_suspended(True), *_sized(workload, nodes)]
             case Number(attempt):
-                # At once: a queue resumes what was just suspended within moments, under whatever number it has by then.
-                numbered = await self._patch(workload, [*_numbered(attempt), *_released(workload)])
-                await self._create_needs(job, attempt)
-                return numbered
-            case Renumber(attempt):
-                return await self._renumber(workload, attempt)
-            case Resume(attempt, nodes):
                 # Whatever was deleted meanwhile is there again before the pods need it.
+                await self._create_needs(job, attempt)
+                patch = [*_numbered(attempt), *_marked(workload, attempt), *_released(workload)]
+            case Resume(attempt, nodes):
                 needs = await self._create_needs(job, attempt)
                 changes = [*_moved(workload, needs.workload), *_sized(workload, nodes), *_told(workload, nodes)]
                 patch = [*_numbered(attempt), *changes, *_suspended(False)]
         return await self._patch(workload, patch)
-
-    async def _forget_start(self, workload: Object) -> Object | None:
-        return await self._patch(workload, [{"op": "remove", "path": "/status/startTime"}], "status")
-
-    async def _renumber(self, workload: Object, attempt: int) -> Object | None:
-        """In one go: whoever finds the Job suspended and admitted resumes it."""
-        asleep = workload if is_suspended(workload) else await self._patch(workload, _stopped(workload))
-        if asleep is not None and has_start_time(asleep):
-            asleep = await self._forget_start(asleep)
-        if asleep is None:
-            return None
-        return await self._patch(asleep, [*_numbered(attempt), *_marked(asleep, attempt), *_released(asleep)])
 
     async def _create(self, job: FineTuneJob, attempt: int) -> Object:
         """The Job last: when it is there, all that its pods need is there."""

@@ -91,17 +91,22 @@ class Kueue:
             await self._stop(job, workload, "Not admitted by cluster queue")
 
     async def _stop(self, job: Object, workload: Workload | None, why: str) -> None:
-        """Suspend it, and make its pods again what they were when Kueue first saw them."""
-        if not _is_suspended(job):
-            await self._patch(job, [_suspension(True)])
-            await self._cluster.emit(job, "Stopped", why)
+        """Suspend it, and make its pods again what they were when Kueue first saw them. It says so last."""
+        annotations = {**(job["metadata"].get("annotations") or {})}
+        told = not _is_suspended(job)
+        if told:
+            mark = {"op": "add", "path": "/metadata/annotations", "value": {**annotations, ANNOTATION_STOPPING: "true"}}
+            await self._patch(job, [_suspension(True), mark])
         if (job.get("status") or {}).get("startTime"):
             await self._patch(job, [{"op": "remove", "path": "/status/startTime"}], "status")
-        annotations = {**(job["metadata"].get("annotations") or {})}
-        if annotations.pop(ANNOTATION_STOPPING, None):
-            await self._patch(job, [{"op": "add", "path": "/metadata/annotations", "value": annotations}])
-        if workload is not None:
-            await self._patch(job, _restored(job, workload))
+        restored = _restored(job, workload) if workload is not None else []
+        if restored and _is_active(job):
+            # The API server refuses that as yet, and Kueue tries again.
+            return
+        annotations.pop(ANNOTATION_STOPPING, None)
+        await self._patch(job, [*restored, {"op": "add", "path": "/metadata/annotations", "value": annotations}])
+        if told:
+            await self._cluster.emit(job, "Stopped", why)
 
     async def _patch(self, job: Object, patch: JsonPatch, subresource: str | None = None) -> None:
         await self._cluster.patch(JOB, key_of(job), patch, subresource)

@@ -239,6 +239,7 @@ async def test_a_pod_of_an_earlier_attempt_is_gone_only_when_it_has_ended() -> N
     await world.node.kubelet.sync()
     while workload_attempt(await world.workload()) == 1:
         await world.pass_once()
+        await world.node.jobs.sync()
     await world.kueue.sync()
     # This pass deletes what is left of the first attempt, and does not take that for its end.
     await world.pass_once()

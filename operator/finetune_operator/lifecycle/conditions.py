@@ -113,7 +113,7 @@ def was_resumed(status: FineTuneJobStatus) -> bool:
 
 def _admitted(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:
     workload = situation.observed.workload
-    lets_it_run = workload is not None and not is_suspended(workload)
+    lets_it_run = workload is not None and not is_suspended(workload) and workload_attempt(workload) >= status.attempt
     # What was taken back is told by its incident, and told once.
     if status.incident is None and (lets_it_run or was_taken_back(status, situation.observed)):
         return _make(stamp, ConditionType.ADMITTED, "True", "Admitted")

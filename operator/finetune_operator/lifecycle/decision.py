@@ -32,7 +32,7 @@ class Create:
 
 @dataclass(frozen=True)
 class Suspend:
-    """Set the Indexed Job's suspend to true: the cluster stops its pods."""
+    """Set the Indexed Job's suspend to true: the cluster stops its pods. No queue resumes it before it is numbered."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,6 @@ class Resume:
 @dataclass(frozen=True)
 class Number:
     """Number a suspended Job's next pods with this attempt; somebody else resumes it."""
-
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Renumber:
-    """The same where Kueue has undone it: so that it lasts, and of a Job that may have been resumed meanwhile."""
 
     attempt: int
 
@@ -103,7 +96,7 @@ class Expire:
     """Delete the FineTuneJob itself; its children go with it."""
 
 
-WorkloadAction = Suspend | Shrink | ForgetStart | Resume | Number | Renumber | Delete
+WorkloadAction = Suspend | Shrink | ForgetStart | Resume | Number | Delete
 Action = Create | WorkloadAction | Free | Remove | Expire | CreatePreflight | DeletePreflight
 
 

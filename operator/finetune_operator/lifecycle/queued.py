@@ -1,11 +1,11 @@
 """Jobs in a queue of Kueue's: it alone says when the Job runs, and it may suspend it again at any time.
 
-The operator never resumes such a Job. It suspends it once to start a gang anew; while Kueue has it admitted, Kueue
-resumes it at once, maybe before the Job controller has seen that. So the attempt is numbered without waiting for the
-old pods, which are deleted one by one. Each index is replaced only when its old pod has ended, and an agent that meets
-another attempt leaves: incarnations still never mix.
+The operator never resumes such a Job. It suspends it once to start a gang anew, and Kueue resumes it as soon as it is
+numbered, without waiting for the old pods, which are deleted one by one. Each index is replaced only when its old pod
+has ended, and an agent that meets another attempt leaves: incarnations still never mix.
 
-A Job that Kueue takes back gets the pod template that it had when Kueue first saw it, also the number in that.
+A Job that Kueue takes back gets the pod template that it had when Kueue first saw it, also the number in that: it is
+numbered again until Kueue keeps it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from finetune_operator.lifecycle.decision import (
     Delete,
     Free,
     Remove,
-    Renumber,
     Situation,
     Suspend,
 )
-from finetune_operator.lifecycle.incidents import open_incident
-from finetune_operator.lifecycle.start import start_next, still_there, suspending
+from finetune_operator.lifecycle.incidents import await_rest, open_incident
+from finetune_operator.lifecycle.start import number, start_next, still_there, suspending
 from finetune_operator.observed import (
     attempt_of,
     controller_uid,
@@ -49,27 +48,19 @@ def in_queue(situation: Situation) -> Decision | None:
     workload = situation.observed.workload
     if not situation.is_queued or workload is None:
         return None
+    undone = workload_attempt(workload) < situation.status.attempt
     if not is_suspended(workload):
-        return _renumber(situation) or _clear(situation)
+        return Decision(situation.status, Suspend()) if undone else _clear(situation)
     queue = situation.queue
     if was_taken_back(situation.status, situation.observed):
         if situation.observed.eviction is None and rests_for(workload, situation.now) < REASON_SECONDS:
             return Decision(situation.status, requeue_after=REASON_SECONDS)
         why = situation.observed.eviction or "Kueue gave no reason"
         return open_incident(situation, Failure(Cause.DISRUPTION, f"Queue {queue} took the job back: {why}"))
-    # Before that Kueue may still be about to undo it.
-    if is_at_rest(workload) and (again := _renumber(situation)) is not None:
-        return again
+    if undone and is_at_rest(workload):
+        return number(situation, workload, situation.status.attempt)
     text = f"Waiting in queue {queue}"
     return Decision(situation.to(Phase.QUEUED, "Queued", text))
-
-
-def _renumber(situation: Situation) -> Decision | None:
-    """Number the Job's pods again where Kueue has undone it."""
-    workload, attempt = situation.observed.workload, situation.status.attempt
-    if workload is None or workload_attempt(workload) >= attempt:
-        return None
-    return Decision(situation.status, Renumber(attempt))
 
 
 def restart_in_queue(situation: Situation, incident: Incident) -> Decision | None:
@@ -82,7 +73,8 @@ def restart_in_queue(situation: Situation, incident: Incident) -> Decision | Non
         return Decision(situation.status, Delete())
     if not is_suspended(workload):
         return Decision(situation.status, Suspend())
-    return start_next(situation)
+    # Before that its template is fixed.
+    return start_next(situation) if is_at_rest(workload) else await_rest(situation, incident)
 
 
 def leave_queue(situation: Situation) -> Decision | None:
