@@ -18,7 +18,13 @@ from tests.e2e.training import Installed, release
 from tests.support.s3 import Proxy, S3Server, running_s3_server
 
 HERE = Path(__file__).parent
-WITHOUT_IMAGES = ("test_api_server.py", "test_chain_api.py", "test_chart_api.py", "test_operator_api.py")
+WITHOUT_IMAGES = (
+    "test_api_server.py",
+    "test_chain_api.py",
+    "test_chart_api.py",
+    "test_kueue.py",
+    "test_operator_api.py",
+)
 NEEDED = ("KUBECONFIG", "E2E_OPERATOR_IMAGE", "E2E_TRAINER_IMAGE")
 
 
