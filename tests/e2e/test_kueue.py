@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.cluster import Object, apply, get, items, kubectl, kubectl_program
-from tests.e2e.operating import Operator, eventually, play_kubelet, reaches, result_of, status, tune
+from tests.e2e.cluster import Object, apply, get, items, kubectl, kubectl_program, status_of
+from tests.e2e.operating import Operator, eventually, play_kubelet, reaches, result_of, tune
 
 NODES = 2
 IMPORTANT = "kueue-test-important"
@@ -210,7 +210,7 @@ async def test_a_pod_that_fails_or_is_taken_away_starts_the_gang_again_in_its_pl
     names = await running(team, name, 2)
     kubectl("-n", team, "delete", "pod", names[0], "--wait=false")
     await running(team, name, 3)
-    now, kept = status(team, name), workload_of(team, name)
+    now, kept = status_of(team, name), workload_of(team, name)
     assert (now["restarts"]["infrastructure"], now["restarts"]["disruption"], now["restarts"]["total"]) == (1, 1, 2)
     assert kept is not None
     assert kept["metadata"]["uid"] == place["metadata"]["uid"]
@@ -319,7 +319,7 @@ async def test_a_job_without_a_queue_is_resumed_once_and_a_label_helps_it(operat
         assert get("job", "stray", managed)["metadata"]["generation"] == changes
     kubectl("-n", managed, "label", "job", "stray", "kueue.x-k8s.io/queue-name=team")
     await running(managed, "stray", 2)
-    assert status(managed, "stray")["restarts"]["total"] == 0
+    assert status_of(managed, "stray")["restarts"]["total"] == 0
 
 
 async def test_a_default_queue_takes_a_job_that_is_suspended_and_goes_on(operator: Operator, managed: str) -> None:
