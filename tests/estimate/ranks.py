@@ -54,12 +54,16 @@ class Recount(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
-                # What wraps a shard claims the whole tensor's bytes.
-                held = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-                storage = held.untyped_storage()
-                self._storages[id(storage)] = weakref.ref(storage)
+                self.see(tensor)
         self.highest = max(self.highest, self.now())
         return made
+
+    def see(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's bytes for as long as it is alive."""
+        # What wraps a shard claims the whole tensor's bytes.
+        held = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+        storage = held.untyped_storage()
+        self._storages[id(storage)] = weakref.ref(storage)
 
     def now(self) -> int:
         """Bytes of all that is alive."""

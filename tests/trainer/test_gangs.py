@@ -27,11 +27,12 @@ PLAIN: dict[str, Any] = {
     "checkpoint": {"everySteps": 100},
 }
 NO_DROPOUT = {"lora": {"dropout": 0.0}}
+MERGED = {"output": {"merge": True}}
 ACCUMULATING = {"gradientAccumulationSteps": 2, "gradientCheckpointing": True, "maxSteps": 10}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "full": ("Full", "Instruction", {}),
     "lora": ("LoRA", "Instruction", NO_DROPOUT),
-    "qlora": ("QLoRA", "Instruction", NO_DROPOUT),
+    "qlora": ("QLoRA", "Instruction", {**NO_DROPOUT, **MERGED}),
     "packed": ("Full", "CausalLM", {"hyperparameters": {"packing": True, "maxLength": 64, **ACCUMULATING}}),
     "recomputing": ("LoRA", "Instruction", {"hyperparameters": ACCUMULATING, **NO_DROPOUT}),
     "unfreezing": (
@@ -47,7 +48,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     # The first four steps have whole batches.
     "images": ("Full", "ImageClassification", {"hyperparameters": {"maxSteps": 4}}),
-    "head": ("LoRA", "SequenceClassification", {"hyperparameters": {"maxSteps": 10}, **NO_DROPOUT}),
+    "head": (
+        "LoRA",
+        "SequenceClassification",
+        {"hyperparameters": {"maxSteps": 10}, "output": {"merge": True}, **NO_DROPOUT},
+    ),
 }
 """Strategy, task, and what else there is of a job."""
 STRATEGIES = {strategy for strategy, *_ in CASES.values()}
@@ -184,9 +189,11 @@ def test_two_ranks_learn_as_one_with_the_same_rows(alone, together, case, way):
 @pytest.mark.parametrize("name", [*(f"{way}-{case}" for way in WAYS for case in CASES), *MORE])
 def test_every_one_delivers_what_loads_and_says_what_a_step_was(together, name):
     found = result(together / name)
-    files = list((together / name / "out" / found.output.kind).glob("*.safetensors"))
-    assert files
-    assert all(load_file(file) for file in files)
+    _, _, spec = MORE[name] if name in MORE else CASES[name.partition("-")[2]]
+    for kind in {found.output.kind, "model"} if "output" in spec else {found.output.kind}:
+        files = list((together / name / "out" / kind).glob("*.safetensors"))
+        assert files
+        assert all(load_file(file) for file in files)
     assert (found.world_size, found.global_batch_size) == (2, ROWS_A_STEP)
 
 

@@ -1,6 +1,6 @@
-"""A model in shards, written as the files that the library writes of a whole one, tensor by tensor.
+"""A model that nobody holds whole, written as the files that the library writes of one, tensor by tensor.
 
-No rank holds more of the whole model at a time than one tensor, or the few that make up one in the file.
+Of one in shards no rank holds more at a time than one tensor, or the few that make up one in the file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from finetune_trainer.storage.files import require_room
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from finetune_trainer.tensors import Numbers
+
 LARGEST_FILE = "50GB"
 """As save_pretrained divides a model, so that who trains it in shards gets the same files."""
 
@@ -51,19 +53,49 @@ def save_shards(
     """
     let_go(model)
     state = model.state_dict()
-    shapes = _as_stored(model, state, dtype)
+
+    def take(names: list[str]) -> Iterable[tuple[str, torch.Tensor]]:
+        return ((name, whole(state[name])) for name in names)
+
+    _save(model, take, dtype, folder, between=between, largest=largest)
+
+
+def save_numbers(
+    model: PreTrainedModel, numbers: Numbers, dtype: torch.dtype, folder: Path, between: Callable[[], None]
+) -> None:
+    """Write a model whose numbers are elsewhere; of itself only names, shapes and types are looked at.
+
+    Args:
+        dtype: of its floating point weights in the files.
+        between: called before each tensor; may raise.
+
+    Raises:
+        DiskFullError: the folder has no room.
+    """
+    _save(model, lambda names: numbers.take(names).items(), dtype, folder, between=between, largest=LARGEST_FILE)
+
+
+def _save(
+    model: PreTrainedModel,
+    take: Callable[[list[str]], Iterable[tuple[str, torch.Tensor]]],
+    dtype: torch.dtype,
+    folder: Path | None,
+    *,
+    between: Callable[[], None],
+    largest: str,
+) -> None:
+    shapes = _as_stored(model, model.state_dict(), dtype)
     files = _Files(model, folder, revert_weight_conversion(model, dict(shapes)), largest) if folder else None
     for names in _together(model, shapes):
         between()
-        _write({name: state[name] for name in names}, dtype, model, files)
+        _write(take(names), dtype, model, files)
 
 
 def _write(
-    tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, model: PreTrainedModel, files: _Files | None
+    tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, model: PreTrainedModel, files: _Files | None
 ) -> None:
     gathered = {}
-    for name, tensor in tensors.items():
-        full = whole(tensor)
+    for name, full in tensors:
         if files is not None:
             gathered[name] = full.to("cpu", _stored(full, dtype))
     if files is not None:

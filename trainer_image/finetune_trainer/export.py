@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,18 +14,23 @@ import torch
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_trainer import verification
+from finetune_trainer.consolidation import save_numbers
 from finetune_trainer.errors import StoppedError
 from finetune_trainer.gathering import put, trainable_state, whole
 from finetune_trainer.model import Source, load_config
 from finetune_trainer.rereading import Rereading
 from finetune_trainer.storage import Store
-from finetune_trainer.strategies.base import AdapterStrategy, ModelStrategy, save_model
+from finetune_trainer.strategies.base import AdapterStrategy, ModelStrategy, save_without_weights
+from finetune_trainer.tensors import Located
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from finetune_trainer.runtime import Context
     from finetune_trainer.session import Session
+    from finetune_trainer.tensors import Numbers
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,8 @@ class Expected:
 def collect(context: Context, session: Session, rebuild: Callable[[], PreTrainedModel]) -> Expected:
     """Give rank 0 what it delivers of a model in shards; a collective, after which the others may let go of theirs.
 
-    A whole model goes to its files, tensor by tensor. An adapter goes into its base, which rank 0 builds anew: of this
-    base nothing is gathered. The moments are given up before.
+    A whole model goes to its files, tensor by tensor. An adapter goes into its base, which rank 0 builds anew, to read
+    it block by block: of this base nothing is gathered. The moments are given up before.
 
     Args:
         rebuild: gives the model as it was before training; called on rank 0 alone.
@@ -75,6 +81,8 @@ def _go_on(context: Context) -> None:
 def _collect_adapter(session: Session, rebuild: Callable[[], PreTrainedModel], expected: Expected) -> None:
     trainer = session.trainer
     model = rebuild() if trainer.args.should_save else None
+    if model is not None:
+        _hold_what_learns(model)
     targets = trainable_state(model, trainer.learning) if model is not None else {}
     for name, tensor in trainable_state(trainer.model, trainer.learning).items():
         found = whole(tensor)
@@ -87,6 +95,13 @@ def _collect_adapter(session: Session, rebuild: Callable[[], PreTrainedModel], e
         expected.logits, verification.logits(model, here), session.compute.dtype, "the base with the adapter"
     )
     trainer.model = model
+
+
+def _hold_what_learns(model: PreTrainedModel) -> None:
+    """Give room to what has one number for all, since it is read anew when it is needed."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.contiguous()
 
 
 def stored(session: Session) -> torch.dtype:
@@ -157,14 +172,12 @@ class Exporter:
         self._write_beside(folder, model, card)
         delivered = self._round_trip(folder, strategy.output_kind)
         session = self.session
-        config = load_config(delivered, self.spec.model)
-        config.dtype = torch.float32
-        source = Source(delivered, self.spec.model, config, torch.float32, session.compute.attention)
+        again = self._skeleton(load_config(delivered, self.spec.model), torch.float32)
         # From here on it stands for the one that was trained, whose shards may go.
-        session.trainer.model = again = session.task.skeleton(source).model
+        session.trainer.model = again
         strategy.refuse_untrained(again, session.base.folder, delivered)
         device = session.trainer.accelerator.device
-        Rereading(again, delivered, torch.float32, device, self.alive)
+        Rereading(again, Located(again, delivered), torch.float32, device, self.alive)
         here = {name: tensor.to(device) for name, tensor in expected.probe.items()}
         with session.trainer.accelerator.autocast():
             found = verification.logits(again, here)
@@ -187,21 +200,48 @@ class Exporter:
     def _deliver_merged(
         self, strategy: AdapterStrategy, adapter: Path, probe: verification.Probe, card: Callable[[str], str]
     ) -> None:
-        """Merge into the base in float32, as it was before any quantisation: a 4-bit base would lose the update."""
+        """Merge into the base in float32, as it was before any quantisation: a 4-bit base would lose the update.
+
+        Neither the base nor what comes of it is ever held whole.
+        """
         uri, precision = self._uri("model"), stored(self.session)
-        base = self._load(self.session.base.folder, torch.float32, "sdpa", self.session.config)
+        source, config = self.session.base.folder, self.session.config
+        base = self._skeleton(config, torch.float32)
+        located = Located(base, source, self.session.task.fresh)
+        reading = Rereading(base, located, torch.float32, CPU, self.alive)
         adapted = strategy.together(base, adapter)
         expected = verification.logits(adapted, probe)
-        merged = strategy.merge(adapted)
-        verification.same(expected, verification.logits(merged, probe), torch.float32, uri)
+        reading.let_go()
+        numbers = strategy.merged(adapted, located)
+        verification.same(expected, self._answer(config, numbers, torch.float32, probe), torch.float32, uri)
         folder = _fresh(self.scratch, "model")
-        save_model(merged, folder, precision)
-        self._write_beside(folder, merged, card("model"))
-        expected = verification.logits(merged, probe)
+        model = self._skeleton(config, precision)
+        model._weight_conversions = located.conversions
+        save_without_weights(model, folder, precision)
+        save_numbers(model, numbers, precision, folder, self.alive)
+        # The trained one knows where answers end.
+        self._write_beside(folder, self.session.trainer.model, card("model"))
+        expected = self._answer(config, numbers, precision, probe)
         delivered = self._round_trip(folder, "model")
-        verification.differs_from(self.session.base.folder, delivered)
-        again = self._load(delivered, precision, "sdpa", merged.config)
-        verification.same(expected, verification.logits(again, probe), precision, uri)
+        verification.differs_from(source, delivered)
+        config = load_config(delivered, self.spec.model)
+        back = Located(self._skeleton(config, precision), delivered)
+        verification.same(expected, self._answer(config, back, precision, probe), precision, uri)
+
+    def _skeleton(self, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+        config = copy.deepcopy(config)
+        config.dtype = dtype
+        source = Source(self.session.base.folder, self.spec.model, config, dtype, self.session.compute.attention)
+        return self.session.task.skeleton(source).model
+
+    def _answer(
+        self, config: PretrainedConfig, numbers: Numbers, dtype: torch.dtype, probe: verification.Probe
+    ) -> torch.Tensor:
+        model = self._skeleton(config, dtype)
+        reading = Rereading(model, numbers, dtype, CPU, self.alive)
+        found = verification.logits(model, probe)
+        reading.let_go()
+        return found
 
     def _load(self, folder: Path, dtype: torch.dtype, attention: str, config: PretrainedConfig) -> PreTrainedModel:
         return self.session.task.load(Source(folder, self.spec.model, config, dtype, attention)).model

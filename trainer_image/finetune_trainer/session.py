@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,15 +27,16 @@ from finetune_trainer.evaluation.course import Watch
 from finetune_trainer.groups import peak_rates, spared
 from finetune_trainer.hardware import Compute
 from finetune_trainer.inputs import FETCHED, BaseFiles, fetch_beside, fetch_dataset, fetch_model
-from finetune_trainer.learning import LeanRecomputationCallback, allow_pauses, await_what_learns
+from finetune_trainer.learning import LeanRecomputationCallback, await_what_learns
 from finetune_trainer.model import Source, load_config, override_dropout, parameter_counts, size_in_words
 from finetune_trainer.quantization import store_as
+from finetune_trainer.rereading import reread
 from finetune_trainer.sharding import keep_off_device, loading_once_a_node, shard
 from finetune_trainer.statistics import hold_frozen_statistics
 from finetune_trainer.strategies import Strategy, strategy_of
 from finetune_trainer.tasks import Inputs, Task, task_of
 from finetune_trainer.tasks.streaming import StreamCallback
-from finetune_trainer.unfreezing import UnfreezingCallback, stages
+from finetune_trainer.unfreezing import unfreeze
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from finetune_trainer.runtime import Context
     from finetune_trainer.storage import Store
     from finetune_trainer.tasks.trainer import JobTrainer
+
+Load = Callable[[Source], "Loaded"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class Start:
         assemble(self.context, cuda=self.compute.hardware.cuda)
         self._refuse_different(base)
         sharding = self._sharding(base)
-        loaded = self._model(base, config, sharding)
+        loaded = self._model(base, config, sharding, task.load)
         self.context.stop.check()
         parameters = parameter_counts(loaded.model)
         self._tell(parameters)
@@ -138,8 +142,13 @@ class Start:
         )
 
     def rebuild(self, session: Session) -> PreTrainedModel:
-        """The model as it was before training, whole, for what training has learned to be put into it."""
-        return self._model(session.base, copy.deepcopy(session.config), sharding=None).model
+        """The model as it was before training, for what training has learned to be put into it.
+
+        A quantised base is held whole, another one is read from its files block by block, anew in every pass.
+        """
+        quantized = self.strategy.quantization(self.compute.dtype) is not None
+        load = self.task.load if quantized else partial(reread, self.task, self.context.alive)
+        return self._model(session.base, copy.deepcopy(session.config), None, load).model
 
     def _sharding(self, base: BaseFiles) -> Sharding | None:
         """How several ranks share the work, the same on all; None where there is one rank."""
@@ -184,7 +193,7 @@ class Start:
             context.reporter.warn(warning)
         return prepared
 
-    def _model(self, base: BaseFiles, config: PretrainedConfig, sharding: Sharding | None) -> Loaded:
+    def _model(self, base: BaseFiles, config: PretrainedConfig, sharding: Sharding | None, load: Load) -> Loaded:
         """The base as the strategy has prepared it; without its weights on ranks that get them with their shards."""
         context, strategy = self.context, self.strategy
         context.stop.check()
@@ -197,7 +206,7 @@ class Start:
         # What the base does not have is drawn here, and then an adapter's first values.
         set_seed(spec.hyperparameters.seed)
         with loading_once_a_node() if once_a_node else nullcontext():
-            loaded = self.task.load(
+            loaded = load(
                 Source(
                     base.folder,
                     spec.model,
@@ -263,19 +272,10 @@ class Start:
             trainer.adopt_shards()
         else:
             await_what_learns(trainer, task.probe)
-        self._unfreeze(trainer, loaded)
+        if spec.strategy.unfreezing is not None:
+            unfreeze(trainer, loaded, spec.strategy.unfreezing, context.reporter)
         self.strategy.attach(trainer)
         return trainer
-
-    def _unfreeze(self, trainer: JobTrainer, loaded: Loaded) -> None:
-        """Let what learns do so by and by, where the spec says so."""
-        options = self.context.job.spec.strategy.unfreezing
-        if options is None:
-            return
-        fresh = {name for name in trainer.learning if loaded.is_fresh(name)}
-        schedule = stages(loaded.model, trainer.learning, fresh, options)
-        trainer.add_callback(UnfreezingCallback(schedule, options, self.context.reporter))
-        allow_pauses(trainer)
 
     def _tell(self, parameters: tuple[int, int]) -> None:
         trainable, total = parameters

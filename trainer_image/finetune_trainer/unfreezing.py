@@ -13,7 +13,7 @@ from finetune_api.contract import Stage
 from finetune_api.strategy import Unfreezing
 from finetune_trainer.errors import UsageError
 from finetune_trainer.groups import what
-from finetune_trainer.learning import begin, learn
+from finetune_trainer.learning import allow_pauses, begin, learn
 from finetune_trainer.selection import chosen
 from finetune_trainer.structure import Structure
 
@@ -23,10 +23,20 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+    from finetune_trainer.loaded import Loaded
     from finetune_trainer.progress import Reporter
+    from finetune_trainer.tasks.trainer import JobTrainer
 
 FIELD = "spec.strategy.unfreezing"
 Names = frozenset[str]
+
+
+def unfreeze(trainer: JobTrainer, loaded: Loaded, options: Unfreezing, reporter: Reporter) -> None:
+    """Let what learns do so by and by; raises UsageError as `stages` does."""
+    fresh = {name for name in trainer.learning if loaded.is_fresh(name)}
+    schedule = stages(loaded.model, trainer.learning, fresh, options)
+    trainer.add_callback(UnfreezingCallback(schedule, options, reporter))
+    allow_pauses(trainer)
 
 
 def stages(model: nn.Module, learning: Collection[str], fresh: Collection[str], options: Unfreezing) -> list[Names]:

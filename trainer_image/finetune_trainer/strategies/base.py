@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
 
     from finetune_trainer.loaded import Loaded
+    from finetune_trainer.tensors import Numbers
 
 Fetch = Callable[[str, str], Path]
 """Brings the file or model folder at an address here; called with the field that names it, and the address."""
@@ -122,10 +123,7 @@ class ModelStrategy(Strategy):
             between: called on every rank before each tensor; may raise, on all ranks alike.
         """
         if folder is not None:
-            # Without a single weight: the library would gather them all before it writes the first.
-            model.save_pretrained(folder, state_dict={})
-            _set_delivered(model, stored)
-            model.config.save_pretrained(folder)
+            save_without_weights(model, folder, stored)
         save_shards(model, stored, folder, between)
 
     def refuse_untrained(self, model: PreTrainedModel, base: Path, delivered: Path) -> None:
@@ -168,8 +166,13 @@ class AdapterStrategy(Strategy):
     def changes(self, tensors: dict[str, torch.Tensor]) -> bool:
         """Whether an adapter with these tensors, by their names in the file, does what it did not before training."""
 
-    def merge(self, adapted: PreTrainedModel) -> PreTrainedModel:
-        """The base with the update in its weights; only strategies that `output.merge` is allowed for have it."""
+    def merged(self, adapted: PreTrainedModel, base: Numbers) -> Numbers:
+        """The base's numbers with the update in them; only strategies that `output.merge` is allowed for have them.
+
+        Args:
+            adapted: what `together` returned; the numbers of the base in it need not be there.
+            base: the numbers of the base.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot be merged")
 
 
@@ -178,6 +181,16 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None
     _cast_saved(model, dtype)
     _set_delivered(model, dtype)
     model.save_pretrained(folder)
+
+
+def save_without_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Write all but the weights of what `save_model` writes; the weights may be written before or after."""
+    _set_delivered(model, dtype)
+    # Without a single one: the library would gather them all before it writes the first.
+    model.save_pretrained(folder, state_dict={})
+    # Of which it has concluded a precision.
+    model.config.dtype = dtype
+    model.config.save_pretrained(folder)
 
 
 def _set_delivered(model: PreTrainedModel, dtype: torch.dtype) -> None:

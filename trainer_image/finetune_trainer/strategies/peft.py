@@ -11,6 +11,7 @@ from torch import nn
 
 from finetune_trainer.precision import hold_in_float32
 from finetune_trainer.strategies.base import AdapterStrategy
+from finetune_trainer.strategies.merging import Merged
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune_trainer.loaded import Loaded
+    from finetune_trainer.tensors import Numbers
 
 
 def whole_modules(model: nn.Module) -> dict[str, ModulesToSaveWrapper]:
@@ -83,5 +85,7 @@ class PeftStrategy(AdapterStrategy):
 
         return cast("PreTrainedModel", PeftModel.from_pretrained(base, str(folder)))
 
-    def merge(self, adapted: PreTrainedModel) -> PreTrainedModel:
-        return cast("PreTrainedModel", cast("PeftModel", adapted).merge_and_unload())
+    def merged(self, adapted: PreTrainedModel, base: Numbers) -> Merged:
+        model = cast("PeftModel", adapted)
+        whole = whole_modules(model.get_base_model())
+        return Merged(model, base, {name: wrapper.modules_to_save["default"] for name, wrapper in whole.items()})

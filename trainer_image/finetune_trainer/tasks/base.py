@@ -66,6 +66,8 @@ class Task(ABC):
     """See Loaded.peft_task."""
     tokenizer: PreTrainedTokenizerBase | None = None
     """Reads texts, once `read_processor` has found it; None where the input is no text."""
+    fresh: tuple[str, ...] = ()
+    """See Loaded.fresh; of the model that was loaded last."""
 
     def __init__(self, spec: FineTuneJobSpec) -> None:
         self.spec = spec

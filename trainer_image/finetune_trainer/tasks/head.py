@@ -62,8 +62,6 @@ class HeadTask(Task):
     prepared: Prepared
     known: tuple[str, ...] = ()
     """Names of the base's outputs, in their order."""
-    fresh: tuple[str, ...] = ()
-    """See Loaded.fresh; of the model that was loaded last."""
 
     @property
     @abstractmethod
