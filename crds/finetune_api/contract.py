@@ -95,6 +95,8 @@ LABEL_COMPONENT = "finetune.dev/component"
 """`trainer` or `preflight`."""
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 """On the child Job: the LocalQueue by which Kueue lets it start."""
+ANNOTATION_STOPPING = "kueue.x-k8s.io/stopping"
+"""On a Job: somebody who stops it has not done all yet, so Kueue does not resume it though it is suspended."""
 ANNOTATION_ATTEMPT = "finetune.dev/attempt"
 """On the child Job's pod template, patched while the Job is suspended: the attempt that its next pods belong to."""
 

@@ -29,7 +29,7 @@ TERMINAL = (Phase.SUCCEEDED, Phase.FAILED)
 class ConditionType(str, Enum):
     VALID = "Valid"
     ADMITTED = "Admitted"
-    """Whether the queue lets it run; only of jobs that have one."""
+    """Whether the queue lets it run; only of jobs that have one, or whose Job somebody else has suspended."""
     SCHEDULED = "Scheduled"
     RUNNING = "Running"
     COMPLETE = "Complete"

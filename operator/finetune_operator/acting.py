@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_api.contract import ANNOTATION_ATTEMPT, ANNOTATION_NODES
+from finetune_api.contract import ANNOTATION_ATTEMPT, ANNOTATION_NODES, ANNOTATION_STOPPING
 from finetune_api.job import FineTuneJob
 from finetune_operator.cluster.pods import lost_status
 from finetune_operator.cluster.port import (
@@ -38,15 +38,22 @@ from finetune_operator.lifecycle import (
     Suspend,
     WorkloadAction,
 )
-from finetune_operator.observed import Observed, controller_uid, is_tracked, told_nodes, workload_nodes
+from finetune_operator.observed import (
+    Observed,
+    controller_uid,
+    is_tracked,
+    queue_of,
+    told_nodes,
+    workload_nodes,
+)
 from finetune_operator.plan import Manifests, plan
 from finetune_operator.plan.names import selector
 from finetune_operator.settings import Settings
 
-ATTEMPT_PATH, NODES_PATH = (
-    "/spec/template/metadata/annotations/" + name.replace("~", "~0").replace("/", "~1")
-    for name in (ANNOTATION_ATTEMPT, ANNOTATION_NODES)
+ATTEMPT, NODES, STOPPING = (
+    name.replace("~", "~0").replace("/", "~1") for name in (ANNOTATION_ATTEMPT, ANNOTATION_NODES, ANNOTATION_STOPPING)
 )
+ATTEMPT_PATH, NODES_PATH = (f"/spec/template/metadata/annotations/{name}" for name in (ATTEMPT, NODES))
 
 
 class NameTakenError(ClusterError):
@@ -100,19 +107,18 @@ class Actor:
             case ForgetStart():
                 return await self._patch(workload, [{"op": "remove", "path": "/status/startTime"}], "status")
             case Suspend():
-                return await self._patch(workload, _suspended(True))
+                patch = _stopped(workload)
             case Shrink(nodes):
-                return await self._patch(workload, [*_suspended(True), *_sized(workload, nodes)])
+                patch = [*_suspended(True), *_sized(workload, nodes)]
             case Number(attempt):
-                # At once: a queue resumes what was just suspended within moments, under whatever number it has by then.
-                numbered = await self._patch(workload, _numbered(attempt))
-                await self._create_needs(job, attempt)
-                return numbered
-            case Resume(attempt, nodes):
                 # Whatever was deleted meanwhile is there again before the pods need it.
+                await self._create_needs(job, attempt)
+                patch = [*_numbered(attempt), *_marked(workload, attempt), *_released(workload)]
+            case Resume(attempt, nodes):
                 needs = await self._create_needs(job, attempt)
                 changes = [*_moved(workload, needs.workload), *_sized(workload, nodes), *_told(workload, nodes)]
-                return await self._patch(workload, [*_numbered(attempt), *changes, *_suspended(False)])
+                patch = [*_numbered(attempt), *changes, *_suspended(False)]
+        return await self._patch(workload, patch)
 
     async def _create(self, job: FineTuneJob, attempt: int) -> Object:
         """The Job last: when it is there, all that its pods need is there."""
@@ -190,6 +196,24 @@ def _suspended(value: bool) -> JsonPatch:
     return [{"op": "add", "path": "/spec/suspend", "value": value}]
 
 
+def _stopped(workload: Object) -> JsonPatch:
+    """Suspended, and in a queue kept from being resumed under the old number: Kueue would do it within moments."""
+    if queue_of(workload) is None:
+        return _suspended(True)
+    annotations = workload["metadata"].get("annotations")
+    mark: Object = {"op": "add", "path": f"/metadata/annotations/{STOPPING}", "value": "true"}
+    if annotations is None:
+        mark = {"op": "add", "path": "/metadata/annotations", "value": {ANNOTATION_STOPPING: "true"}}
+    return [*_suspended(True), mark]
+
+
+def _released(workload: Object) -> JsonPatch:
+    """From here on Kueue may resume it."""
+    if ANNOTATION_STOPPING not in (workload["metadata"].get("annotations") or {}):
+        return []
+    return [{"op": "remove", "path": f"/metadata/annotations/{STOPPING}"}]
+
+
 def _sized(workload: Object, nodes: int) -> JsonPatch:
     """So many pods; a Job's two numbers change together or not at all."""
     if workload_nodes(workload) == nodes:
@@ -208,6 +232,18 @@ def _numbered(attempt: int) -> JsonPatch:
         {"op": "test", "path": "/spec/suspend", "value": True},
         {"op": "add", "path": ATTEMPT_PATH, "value": str(attempt)},
     ]
+
+
+def _marked(workload: Object, attempt: int) -> JsonPatch:
+    """A toleration that tolerates nothing, by which Kueue sees that the pods are others.
+
+    When Kueue takes a Job back it makes the template again what its Workload says, annotations included. It brings the
+    Workload of a Job that waits up to date only where resources or tolerations differ; tolerations are what may change.
+    """
+    known = workload["spec"]["template"]["spec"].get("tolerations") or []
+    others = [item for item in known if item.get("key") != ANNOTATION_ATTEMPT]
+    mark = {"key": ANNOTATION_ATTEMPT, "operator": "Equal", "value": str(attempt)}
+    return [{"op": "add", "path": "/spec/template/spec/tolerations", "value": [*others, mark]}]
 
 
 def _key(obj: Object) -> Key:

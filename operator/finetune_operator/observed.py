@@ -95,6 +95,11 @@ def told_nodes(workload: Object) -> int | None:
     return None if told is None else int(told)
 
 
+def was_made_smaller(workload: Object) -> bool:
+    """Whether it sleeps, to be woken with fewer pods."""
+    return told_nodes(workload) not in (None, workload_nodes(workload))
+
+
 def queue_of(workload: Object) -> str | None:
     """The queue that says when a Job's pods may run. Where a namespace has a LocalQueue called default, Kueue puts each
     Job without a queue into that."""
@@ -302,6 +307,12 @@ def rank_zero(observed: Observed) -> Object | None:
 def is_at_rest(workload: Object) -> bool:
     """Whether the Job controller has seen the suspension: until then it may still create pods."""
     return condition(workload, "Suspended") is not None and not (workload.get("status") or {}).get("active")
+
+
+def rests_for(workload: Object, now: datetime) -> float:
+    """Seconds since the Job controller has seen the suspension; 0 where it has not."""
+    since = (condition(workload, "Suspended") or {}).get("lastTransitionTime")
+    return (now - parse_time(since)).total_seconds() if since else 0.0
 
 
 def torn_down(observed: Observed) -> bool:

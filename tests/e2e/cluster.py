@@ -28,13 +28,13 @@ Object = dict[str, Any]
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
 
 
-def kubectl(*arguments: str, stdin: Object | None = None, seconds: float = 60) -> str:
-    """Standard output; raises AssertionError with standard error when kubectl does."""
+def kubectl(*arguments: str, stdin: Object | None = None, seconds: float = 60, may_fail: bool = False) -> str:
+    """Standard output; raises AssertionError with standard error when kubectl fails and may not."""
     text = json.dumps(stdin) if stdin is not None else None
     run = subprocess.run(
         [kubectl_program(), *arguments], input=text, capture_output=True, text=True, timeout=seconds, check=False
     )
-    assert run.returncode == 0, f"kubectl {' '.join(arguments)}: {run.stderr}"
+    assert may_fail or run.returncode == 0, f"kubectl {' '.join(arguments)}: {run.stderr}"
     return run.stdout
 
 
@@ -47,6 +47,12 @@ def kubectl_program() -> str:
 def get(kind: str, name: str, namespace: str) -> Object:
     found: Object = json.loads(kubectl("-n", namespace, "get", kind, name, "-o", "json"))
     return found
+
+
+def status_of(namespace: str, name: str) -> Object:
+    """A job's status; empty while nothing has been said."""
+    status: Object = get("ftj", name, namespace).get("status", {})
+    return status
 
 
 def items(kind: str, *arguments: str) -> list[Object]:

@@ -6,20 +6,25 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
 import yaml
-from botocore.config import Config
 
 from tests.chart.rendering import of_kind
+from tests.e2e.bucket import Bucket, ClusterS3, with_small_inputs
 from tests.e2e.cluster import apply, fresh_namespace, install_crd, kubectl
 from tests.e2e.operating import Operator
+from tests.e2e.training import Installed, release
 from tests.support.s3 import Proxy, S3Server, running_s3_server
 
 HERE = Path(__file__).parent
-WITHOUT_IMAGES = ("test_api_server.py", "test_chain_api.py", "test_chart_api.py", "test_operator_api.py")
+WITHOUT_IMAGES = (
+    "test_api_server.py",
+    "test_chain_api.py",
+    "test_chart_api.py",
+    "test_kueue.py",
+    "test_operator_api.py",
+)
 NEEDED = ("KUBECONFIG", "E2E_OPERATOR_IMAGE", "E2E_TRAINER_IMAGE")
 
 
@@ -32,24 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             missing = [name for name in needed if not os.environ.get(name)]
             if missing:
                 item.add_marker(pytest.mark.skip(reason=f"needs a cluster: set {', '.join(missing)}"))
-
-
-class ClusterS3:
-    """An S3 service that the pods and this machine reach by one URL."""
-
-    def __init__(self, endpoint: str, access_key: str, secret_key: str) -> None:
-        self.endpoint = endpoint
-        self.keys = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
-
-    def client(self) -> Any:
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=self.keys["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=self.keys["AWS_SECRET_ACCESS_KEY"],
-            region_name="us-east-1",
-            config=Config(s3={"addressing_style": "path"}),
-        )
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +53,19 @@ def cluster_s3() -> Iterator[ClusterS3]:
 
 def _reached(server: S3Server, proxy: Proxy) -> ClusterS3:
     return ClusterS3(proxy.url, server.access_key, server.secret_key)
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Installed]:
+    """A release with a Role in one namespace."""
+    with release() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def bucket(cluster_s3: ClusterS3, tmp_path_factory: pytest.TempPathFactory) -> Bucket:
+    """A bucket with a tiny model and conversations."""
+    return with_small_inputs(cluster_s3, tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

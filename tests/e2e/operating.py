@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_operator.cluster.port import Object
-from tests.e2e.cluster import get, items, kubectl
+from tests.e2e.cluster import items, kubectl, status_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
@@ -73,16 +73,11 @@ async def eventually(true: Callable[[], Any]) -> Any:
     raise AssertionError("it did not come true in time")
 
 
-def status(namespace: str, name: str) -> Object:
-    found: Object = get("ftj", name, namespace).get("status", {})
-    return found
-
-
 async def reaches(namespace: str, name: str, phase: str, **fields: Any) -> Object:
     wanted = {"phase": phase, **fields}
 
     def reached() -> Object | None:
-        now = status(namespace, name)
+        now = status_of(namespace, name)
         return now if all(now[field] == value for field, value in wanted.items()) else None
 
     found: Object = await eventually(reached)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_operator.cluster.port import Object
-from tests.e2e.cluster import apply, get, items, kubectl, kubectl_program
-from tests.e2e.operating import Operator, eventually, live_pod, play_kubelet, reaches, status, tune
+from tests.e2e.cluster import apply, get, items, kubectl, kubectl_program, status_of
+from tests.e2e.operating import Operator, eventually, live_pod, play_kubelet, reaches, tune
 
 PHASES = ("Blocked", "Starting", "Running", "Succeeded")
 
@@ -70,10 +70,10 @@ async def test_a_chain_of_three_runs_link_by_link_and_kubectl_tells_the_truth(
 
     play_kubelet(namespace, first, 0, delivered("sft"))
     second = await runs(namespace, "reward")
-    assert status(namespace, "reward")["references"] == {"spec.model.uri": "s3://out/sft/model"}
+    assert status_of(namespace, "reward")["references"] == {"spec.model.uri": "s3://out/sft/model"}
     job_json = json.loads(get("configmap", "reward-job", namespace)["data"]["job.json"])
     assert job_json["spec"]["model"]["uri"] == "s3://out/sft/model"
-    assert status(namespace, "policy")["phase"] == "Blocked"
+    assert status_of(namespace, "policy")["phase"] == "Blocked"
     play_kubelet(namespace, second, 0, delivered("reward"))
     third = await runs(namespace, "policy")
     play_kubelet(namespace, third, 0, delivered("policy"))
@@ -130,7 +130,7 @@ async def test_a_circle_is_named(operator: Operator, namespace: str) -> None:
         apply(model(namespace, name, model={"uri": f"job://{following}"}))
 
     def all_told() -> bool:
-        return all(status(namespace, name)["reason"] == "CircularReference" for name in names)
+        return all(status_of(namespace, name)["reason"] == "CircularReference" for name in names)
 
     await eventually(all_told)
-    assert "round-b -> round-c -> round-a -> round-b" in status(namespace, "round-b")["message"]
+    assert "round-b -> round-c -> round-a -> round-b" in status_of(namespace, "round-b")["message"]

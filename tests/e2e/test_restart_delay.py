@@ -8,31 +8,27 @@ from statistics import median
 
 import pytest
 
-from tests.e2e.cluster import Object, apply, items, kubectl
-from tests.e2e.conftest import ClusterS3
-from tests.e2e.test_gang_pods import bucket, gang, installed
-from tests.e2e.test_install import Installed
+from tests.e2e.bucket import Bucket
+from tests.e2e.cluster import Object, kubectl
+from tests.e2e.training import Installed, gang, pods_of, start
 
-__all__ = ["bucket", "installed"]
 INCIDENTS, STEP_SECONDS = 10, 240
 MOST_SECONDS = 10.0
 """Over the floor: from the start of a pod's container to its first step."""
 pytestmark = pytest.mark.timeout(INCIDENTS * STEP_SECONDS)
 
 
-def pods_of(namespace: str, name: str, attempt: int) -> list[Object]:
-    """Those that run, lowest index first."""
-    found = items("pod", "-n", namespace, "-l", f"finetune.dev/job={name},finetune.dev/component=trainer")
-    running = [pod for pod in found if pod["status"]["phase"] == "Running"]
-    mine = [pod for pod in running if pod["metadata"]["annotations"]["finetune.dev/attempt"] == str(attempt)]
-    return sorted(mine, key=lambda pod: str(pod["metadata"]["name"]))
+def running(namespace: str, name: str, attempt: int) -> list[Object]:
+    """Pods of this attempt that run, lowest index first."""
+    found = [pod for pod in pods_of(namespace, name) if pod["status"]["phase"] == "Running"]
+    return [pod for pod in found if pod["metadata"]["annotations"]["finetune.dev/attempt"] == str(attempt)]
 
 
 def first_step(namespace: str, name: str, attempt: int) -> tuple[datetime, float]:
     """When this attempt made its first step, by its pod's log, and the seconds since its last container had started."""
     until = time.monotonic() + STEP_SECONDS
     while time.monotonic() < until:
-        pods = pods_of(namespace, name, attempt)
+        pods = running(namespace, name, attempt)
         if not pods:
             continue
         log = kubectl("-n", namespace, "logs", pods[0]["metadata"]["name"], "--timestamps")
@@ -45,16 +41,16 @@ def first_step(namespace: str, name: str, attempt: int) -> tuple[datetime, float
 
 
 def test_ten_lost_pods_cost_ten_times_the_same(
-    installed: Installed, cluster_s3: ClusterS3, bucket: str, capsys: pytest.CaptureFixture[str]
+    installed: Installed, bucket: Bucket, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wire = gang(installed.jobs, bucket, cluster_s3.endpoint, 2, "lossy")
+    wire = gang(installed.jobs, "lossy", bucket, 2)
     wire["spec"]["hyperparameters"] |= {"epochs": 1000, "maxSteps": 14_000, "loggingSteps": 1}
+    wire["spec"]["checkpoint"] = {"everySteps": 40}
     wire["spec"]["runPolicy"] = {"preflight": "Never"}
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket-keys", "namespace": installed.jobs}}
-    apply({**secret, "stringData": cluster_s3.keys}, wire)
+    start(bucket, wire)
     floors, delays = [first_step(installed.jobs, "lossy", 1)[1]], []
     for incident in range(INCIDENTS):
-        pod = pods_of(installed.jobs, "lossy", incident + 1)[incident % 2]["metadata"]["name"]
+        pod = running(installed.jobs, "lossy", incident + 1)[incident % 2]["metadata"]["name"]
         lost = datetime.now(UTC)
         kubectl("-n", installed.jobs, "delete", "pod", pod, "--grace-period=0", "--force")
         at, floor = first_step(installed.jobs, "lossy", incident + 2)

@@ -242,6 +242,11 @@ async def test_a_job_without_a_queue_that_somebody_suspends_goes_on_uncharged() 
     status = await world.status()
     assert (status["phase"], status["attempt"], status["restarts"]["total"]) == ("Running", 2, 0)
     assert len(await world.pods()) == 3
+    # Nor is it held against the next one who does so.
+    await world.cluster.patch(JOB, KEY, [{"op": "replace", "path": "/spec/suspend", "value": True}])
+    await world.node.settle()
+    await world.settle()
+    assert ((await world.phase())[0], (await world.conditions())["Admitted"]) == ("Running", "True")
 
 
 # --- what was not seen -----------------------------------------------------------------------------------------------

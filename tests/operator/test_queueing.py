@@ -74,6 +74,11 @@ async def running(eager: bool = False, runtime: ScriptedRuntime | None = None, *
     return world
 
 
+async def without_kueue(world: World) -> None:
+    await world.node.jobs.sync()
+    await world.node.kubelet.sync()
+
+
 async def come_back(world: World) -> None:
     for _ in range(30):
         await world.settle()
@@ -134,6 +139,86 @@ async def test_a_job_that_kueue_takes_back_is_queued_again_and_charged_nothing()
     assert world.suspensions == []
 
 
+async def test_a_job_that_is_taken_back_again_uses_no_number_twice() -> None:
+    """Kueue makes the pod template again what it was at first: also the number of the attempt, if it does not know of
+    another one."""
+    world = await running()
+    for attempt in (2, 4):
+        await world.kueue.preempt(await world.workload(), "Preempted")
+        await world.settle()
+        assert ((await world.phase())[0], (await world.status())["attempt"]) == ("Queued", attempt)
+        # Now the operator is away.
+        world.kueue.room = 1
+        await world.kueue.sync()
+        await world.node.settle()
+        await check_pods(world, attempt)
+        await come_back(world)
+        await check_gang(world, attempt)
+        await world.end(69)
+        await world.settle()
+        await world.sit_out_back_off()
+        await come_back(world)
+        await check_gang(world, attempt + 1)
+    restarts = (await world.status())["restarts"]
+    assert (restarts["disruption"], restarts["infrastructure"]) == (2, 2)
+    assert world.suspensions == [True, True]
+
+
+async def test_pods_that_kueue_has_resumed_under_an_old_number_are_numbered_anew() -> None:
+    world = await running(runtime=ScriptedRuntime(None))
+    await world.kueue.preempt(await world.workload(), "Preempted")
+    await world.end(75)
+    await world.settle()
+    assert (await world.status())["attempt"] == 2
+    old = {"op": "add", "path": "/spec/template/metadata/annotations/finetune.dev~1attempt", "value": "1"}
+    await world.cluster.patch(JOB, KEY, [old, {"op": "replace", "path": "/spec/suspend", "value": False}])
+    await without_kueue(world)
+    await check_pods(world, 1)
+    world.kueue.room = 1
+    await world.settle()
+    await world.end(75)
+    await come_back(world)
+    await check_gang(world, 2)
+    restarts = (await world.status())["restarts"]
+    assert (restarts["total"], world.suspensions) == (1, [True])
+
+
+async def test_a_reason_that_kueue_gives_late_is_waited_for() -> None:
+    world = await running()
+    await world.cluster.patch(JOB, KEY, [{"op": "replace", "path": "/spec/suspend", "value": True}])
+    await without_kueue(world)
+    assert await world.pass_once() == pytest.approx(2.0)
+    assert ((await world.phase())[0], await world.admitted()) == ("Running", "True")
+    await world.cluster.emit(await world.workload(), "Stopped", "Preempted to accommodate a workload")
+    await world.pass_once()
+    why = "Disruption: Queue team took the job back: Preempted to accommodate a workload"
+    assert ("Restarting", why) in await world.events()
+
+
+async def test_a_reason_that_kueue_does_not_give_is_not_waited_for_long() -> None:
+    world = await running()
+    await world.cluster.patch(JOB, KEY, [{"op": "replace", "path": "/spec/suspend", "value": True}])
+    await without_kueue(world)
+    await world.pass_once()
+    world.clock.forward(2)
+    await world.settle()
+    assert ("Restarting", "Disruption: Queue team took the job back: Kueue gave no reason") in await world.events()
+
+
+async def test_a_job_that_is_let_in_while_the_operator_looks_was_not_taken_back() -> None:
+    """The Job is read before its pods."""
+    world = QueuedWorld(room=0)
+    await world.create(resources={"nodes": NODES}, scheduling={"queue": "team"}, runPolicy={"preflight": "Never"})
+    await world.settle()
+    world.engine = world.operator(Interrupted(world))  # type: ignore[arg-type]
+    world.kueue.room = 1
+    await world.pass_once()
+    assert (await world.phase())[0] == "Queued"
+    await come_back(world)
+    await check_gang(world, 1)
+    assert (await world.status())["restarts"]["total"] == 0
+
+
 @pytest.mark.parametrize("eager", [False, True], ids=["the Job controller is faster", "Kueue is faster"])
 async def test_a_gang_is_started_again_in_its_place_by_one_suspension(eager: bool) -> None:
     world = await running(eager)
@@ -154,6 +239,7 @@ async def test_a_pod_of_an_earlier_attempt_is_gone_only_when_it_has_ended() -> N
     await world.node.kubelet.sync()
     while workload_attempt(await world.workload()) == 1:
         await world.pass_once()
+        await world.node.jobs.sync()
     await world.kueue.sync()
     # This pass deletes what is left of the first attempt, and does not take that for its end.
     await world.pass_once()
@@ -284,11 +370,26 @@ async def test_a_queue_that_resumes_within_moments_resumes_the_next_attempt_and_
     status = await world.status()
     assert (status["phase"], status["attempt"], status["restarts"]["infrastructure"]) == ("Running", 2, 1)
     assert {attempt_of(pod["metadata"]) for pod in await world.pods()} == {2}
+    assert world.suspensions == [True]
 
 
 class Hasty(Recording):
-    """Kueue looks at its Jobs whenever the operator creates something."""
+    """Kueue looks at its Jobs before and after whatever the operator writes."""
 
     async def create(self, manifest: Object) -> Object:
         await self._world.kueue.sync()
         return await self._world.cluster.create(manifest)
+
+    async def patch(self, kind: Kind, key: Key, patch: list[Object], subresource: str | None = None) -> Object | None:
+        await self._world.kueue.sync()
+        patched = await super().patch(kind, key, patch, subresource)
+        await self._world.kueue.sync()
+        return patched
+
+
+class Interrupted(Recording):
+    """All others act between the look at a Job and the look at its pods."""
+
+    async def list(self, *args: Any) -> list[Object]:
+        await self._world.node.settle()
+        return await self._world.cluster.list(*args)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from finetune_api.contract import LABEL_QUEUE
+from finetune_api.contract import ANNOTATION_STOPPING, LABEL_QUEUE
 from finetune_operator.cluster.memory import MemoryCluster
 from finetune_operator.cluster.port import JOB, Object
 from finetune_operator.cluster.rules import key_of
 
 
 class OpenQueue:
-    """Resumes every Job that is in a queue, when the Job controller has seen its suspension."""
+    """Resumes every Job that is in a queue, when the Job controller has seen its suspension and nobody is at it."""
 
     def __init__(self, cluster: MemoryCluster) -> None:
         self._cluster = cluster
@@ -17,7 +17,8 @@ class OpenQueue:
     async def sync(self) -> None:
         """Look at every Job once."""
         for job in await self._cluster.list(JOB, None, {LABEL_QUEUE: ""}):
-            if job["spec"].get("suspend") and _is_seen(job):
+            stopping = ANNOTATION_STOPPING in (job["metadata"].get("annotations") or {})
+            if job["spec"].get("suspend") and _is_seen(job) and not stopping:
                 guard = {"op": "test", "path": "/metadata/uid", "value": job["metadata"]["uid"]}
                 resume = {"op": "replace", "path": "/spec/suspend", "value": False}
                 await self._cluster.patch(JOB, key_of(job), [guard, resume])

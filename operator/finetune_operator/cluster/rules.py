@@ -107,8 +107,10 @@ def _check_job(old: Object, new: Object) -> None:
 
 
 def _template_may_change(old: Object, new: Object) -> bool:
-    """Labels, annotations and scheduling may change, while the Job is suspended and has no start time."""
-    if not old["spec"].get("suspend") or (old.get("status") or {}).get("startTime"):
+    """Labels, annotations and scheduling may change, while the Job is suspended and has no start time, which Kubernetes
+    asks for before 1.36, nor an active pod, which it asks for since."""
+    status = old.get("status") or {}
+    if not old["spec"].get("suspend") or status.get("startTime") or status.get("active"):
         return False
     return _fixed_part(old["spec"]["template"]) == _fixed_part(new["spec"]["template"])
 

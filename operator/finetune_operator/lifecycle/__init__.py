@@ -1,6 +1,7 @@
 """(job, observed, now) -> status and the next action. Pure: no clock, no network."""
 
 from finetune_operator.lifecycle.chain import HOPELESS
+from finetune_operator.lifecycle.conditions import was_taken_back
 from finetune_operator.lifecycle.decide import decide
 from finetune_operator.lifecycle.decision import (
     Action,
@@ -22,7 +23,6 @@ from finetune_operator.lifecycle.decision import (
 )
 from finetune_operator.lifecycle.ending import refused, unreadable
 from finetune_operator.lifecycle.preflight import is_due
-from finetune_operator.lifecycle.queued import was_taken_back
 
 __all__ = [
     "HOPELESS",

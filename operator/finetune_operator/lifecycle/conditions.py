@@ -9,7 +9,18 @@ from finetune_api.contract import Cause
 from finetune_api.status import TERMINAL, Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.lifecycle.decision import Situation
 from finetune_operator.lifecycle.silence import NO_ANSWER, TEXT, is_silent
-from finetune_operator.observed import SETTLE_SECONDS, current_pods, is_suspended, placed_since
+from finetune_operator.observed import (
+    SETTLE_SECONDS,
+    Observed,
+    attempt_of,
+    current_pods,
+    is_deleting,
+    is_live,
+    is_suspended,
+    own_pods,
+    placed_since,
+    workload_attempt,
+)
 
 Value = Literal["True", "False", "Unknown"]
 OF_PHASE = {
@@ -22,6 +33,8 @@ OF_PHASE = {
 PASSED, INCONCLUSIVE = "PreflightPassed", "PreflightInconclusive"
 VERDICTS = (PASSED, INCONCLUSIVE)
 """Reasons of Valid after which a job is not checked again."""
+RESUMED, NO_QUEUE = "ResumedOnce", "NoQueue"
+"""Reasons of Admitted where a job has no queue: somebody else has suspended its Job, for the first time or again."""
 WITH_PODS = (Phase.STARTING, Phase.RUNNING, Phase.SUCCEEDED, Phase.FAILED)
 
 
@@ -40,6 +53,10 @@ def with_conditions(situation: Situation, status: FineTuneJobStatus, valid: bool
     new.append(_stalled(stamp, situation, status))
     if situation.is_queued and status.phase not in TERMINAL:
         new.append(_admitted(stamp, situation, status))
+    elif status.reason in (RESUMED, NO_QUEUE):
+        new.append(_make(stamp, ConditionType.ADMITTED, "False", status.reason, status.message or ""))
+    elif was_resumed(status) and status.phase is Phase.RUNNING:
+        new.append(_make(stamp, ConditionType.ADMITTED, "True", "Admitted"))
     return _merged(stamp, status, new)
 
 
@@ -88,11 +105,33 @@ def verdict(status: FineTuneJobStatus) -> Condition | None:
     return next((item for item in valid if item.reason in VERDICTS), None)
 
 
+def was_resumed(status: FineTuneJobStatus) -> bool:
+    """Whether a Job without a queue was resumed after somebody else had suspended it, and has not run since."""
+    said = (item for item in status.conditions if item.type is ConditionType.ADMITTED and item.status == "False")
+    return any(item.reason in (RESUMED, NO_QUEUE) for item in said)
+
+
 def _admitted(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:
     workload = situation.observed.workload
-    if workload is not None and not is_suspended(workload) and status.incident is None:
+    lets_it_run = workload is not None and not is_suspended(workload) and workload_attempt(workload) >= status.attempt
+    # What was taken back is told by its incident, and told once.
+    if status.incident is None and (lets_it_run or was_taken_back(status, situation.observed)):
         return _make(stamp, ConditionType.ADMITTED, "True", "Admitted")
     return _make(stamp, ConditionType.ADMITTED, "False", _word(status), status.message or "")
+
+
+def was_taken_back(status: FineTuneJobStatus, observed: Observed) -> bool:
+    """Whether a queue has suspended a Job that it had admitted.
+
+    What ran ran, also where no status tells of it: two incarnations must never have one number.
+    """
+    if observed.workload is None or not is_suspended(observed.workload):
+        return False
+    admitted = any(item.type is ConditionType.ADMITTED and item.status == "True" for item in status.conditions)
+    attempt = max(status.attempt, workload_attempt(observed.workload))
+    # Pods that live on may be those of a Job that was resumed between the look at it and the look at them.
+    ran = (pod for pod in own_pods(observed) if is_deleting(pod) or not is_live(pod))
+    return admitted or any(attempt_of(pod["metadata"]) == attempt for pod in ran)
 
 
 def _scheduled(stamp: Stamp, situation: Situation, status: FineTuneJobStatus) -> Condition:

@@ -20,6 +20,7 @@ from finetune_operator.lifecycle.held import let_go, look_again
 from finetune_operator.lifecycle.image import with_image
 from finetune_operator.lifecycle.incidents import handle_incident, open_incident
 from finetune_operator.lifecycle.leftovers import free_lost, tidy
+from finetune_operator.lifecycle.outside import give_in
 from finetune_operator.lifecycle.preflight import check_first, stop_preflight
 from finetune_operator.lifecycle.queued import in_queue, leave_queue, restart_in_queue
 from finetune_operator.lifecycle.running import follow
@@ -35,9 +36,9 @@ from finetune_operator.observed import (
     is_suspended,
     own_pods,
     timestamp,
-    told_nodes,
     torn_down,
     uid,
+    was_made_smaller,
     workload_attempt,
     workload_nodes,
 )
@@ -146,8 +147,9 @@ def _not_started(situation: Situation) -> Decision | None:
         text = f"An earlier run has not ended: waiting for {still_there(situation.observed)}"
         waits = Decision(situation.to(Phase.STARTING, "WaitingForOldPods", text), requeue_after=TEARDOWN_SECONDS)
         return past_deadline(situation) or waits
-    smaller = workload is not None and told_nodes(workload) not in (None, situation.nodes)
-    keeps = smaller and situation.status.phase is not Phase.SUSPENDED
+    if (given_in := give_in(situation)) is not None:
+        return given_in
+    keeps = workload is not None and was_made_smaller(workload) and situation.status.phase is not Phase.SUSPENDED
     return start_next(situation, situation.nodes if keeps else None)
 
 

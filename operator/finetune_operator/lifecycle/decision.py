@@ -32,7 +32,7 @@ class Create:
 
 @dataclass(frozen=True)
 class Suspend:
-    """Set the Indexed Job's suspend to true: the cluster stops its pods."""
+    """Set the Indexed Job's suspend to true: the cluster stops its pods. No queue resumes it before it is numbered."""
 
 
 @dataclass(frozen=True)

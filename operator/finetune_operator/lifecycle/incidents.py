@@ -69,7 +69,7 @@ def handle_incident(situation: Situation, incident: Incident) -> Decision:
     if workload is not None and not is_suspended(workload):
         return Decision(situation.status, Suspend())
     if not torn_down(situation.observed):
-        return _wait(situation, incident)
+        return await_rest(situation, incident)
     if not incident.retry:
         return fail(situation, Cause(incident.cause), _last_word(situation, incident))
     if situation.job.spec.suspend:
@@ -86,7 +86,8 @@ def _is_held_against_it(situation: Situation, incident: Incident) -> bool:
     return incident.cause == Cause.DISRUPTION.value and bool(tracked_failures(situation.observed))
 
 
-def _wait(situation: Situation, incident: Incident) -> Decision:
+def await_rest(situation: Situation, incident: Incident) -> Decision:
+    """What is said while pods of the attempt are being stopped."""
     phase = Phase.RESTARTING if incident.retry else situation.status.phase
     status = situation.to(phase, incident.cause, _stopping(incident))
     return Decision(status, requeue_after=TEARDOWN_SECONDS)

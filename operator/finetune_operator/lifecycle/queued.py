@@ -1,32 +1,46 @@
 """Jobs in a queue of Kueue's: it alone says when the Job runs, and it may suspend it again at any time.
 
-The operator never resumes such a Job. It suspends it once to start a gang anew; while Kueue has it admitted, Kueue
-resumes it at once, maybe before the Job controller has seen that. So the attempt is numbered without waiting for the
-old pods, which are deleted one by one. Each index is replaced only when its old pod has ended, and an agent that meets
-another attempt leaves: incarnations still never mix.
+The operator never resumes such a Job. It suspends it once to start a gang anew, and Kueue resumes it as soon as it is
+numbered, without waiting for the old pods, which are deleted one by one. Each index is replaced only when its old pod
+has ended, and an agent that meets another attempt leaves: incarnations still never mix.
+
+A Job that Kueue takes back gets the pod template that it had when Kueue first saw it, also the number in that: it is
+numbered again until Kueue keeps it.
 """
 
 from __future__ import annotations
 
 from finetune_api.contract import Cause
-from finetune_api.status import ConditionType, FineTuneJobStatus, Incident, Phase
+from finetune_api.status import Incident, Phase
 from finetune_operator.failures import Failure
+from finetune_operator.lifecycle.conditions import was_resumed, was_taken_back
 from finetune_operator.lifecycle.deadlines import past_deadline
-from finetune_operator.lifecycle.decision import TEARDOWN_SECONDS, Decision, Delete, Free, Remove, Situation, Suspend
-from finetune_operator.lifecycle.incidents import open_incident
-from finetune_operator.lifecycle.start import start_next, still_there, suspending
+from finetune_operator.lifecycle.decision import (
+    TEARDOWN_SECONDS,
+    Decision,
+    Delete,
+    Free,
+    Remove,
+    Situation,
+    Suspend,
+)
+from finetune_operator.lifecycle.incidents import await_rest, open_incident
+from finetune_operator.lifecycle.start import number, start_next, still_there, suspending
 from finetune_operator.observed import (
-    Observed,
     attempt_of,
     controller_uid,
-    current_pods,
+    is_at_rest,
     is_deleting,
     is_suspended,
     live_pods,
     lost_pods,
+    rests_for,
     uid,
     workload_attempt,
 )
+
+REASON_SECONDS = 2.0
+"""How long Kueue gets to say why it has taken a Job back: it does so when all else is done."""
 
 
 def in_queue(situation: Situation) -> Decision | None:
@@ -34,12 +48,17 @@ def in_queue(situation: Situation) -> Decision | None:
     workload = situation.observed.workload
     if not situation.is_queued or workload is None:
         return None
+    undone = workload_attempt(workload) < situation.status.attempt
     if not is_suspended(workload):
-        return _clear(situation)
+        return Decision(situation.status, Suspend()) if undone else _clear(situation)
     queue = situation.queue
     if was_taken_back(situation.status, situation.observed):
+        if situation.observed.eviction is None and rests_for(workload, situation.now) < REASON_SECONDS:
+            return Decision(situation.status, requeue_after=REASON_SECONDS)
         why = situation.observed.eviction or "Kueue gave no reason"
         return open_incident(situation, Failure(Cause.DISRUPTION, f"Queue {queue} took the job back: {why}"))
+    if undone and is_at_rest(workload):
+        return number(situation, workload, situation.status.attempt)
     text = f"Waiting in queue {queue}"
     return Decision(situation.to(Phase.QUEUED, "Queued", text))
 
@@ -54,28 +73,22 @@ def restart_in_queue(situation: Situation, incident: Incident) -> Decision | Non
         return Decision(situation.status, Delete())
     if not is_suspended(workload):
         return Decision(situation.status, Suspend())
-    return start_next(situation)
+    # Before that its template is fixed.
+    return start_next(situation) if is_at_rest(workload) else await_rest(situation, incident)
 
 
 def leave_queue(situation: Situation) -> Decision | None:
-    """A user's suspension gives the place in the queue back; None where there is none."""
-    if not situation.is_queued or situation.observed.workload is None:
+    """A user's suspension gives the place in the queue back; None where there is none.
+
+    A Job that should have a queue and has none goes as well: Kueue gives one to new Jobs only.
+    """
+    waits = situation.is_queued or was_resumed(situation.status)
+    if not waits or situation.observed.workload is None:
         return None
     if situation.status.workload is not None:
         # Written before it is done: a crash in between must not make a loss of it.
         return Decision(suspending(situation), requeue_after=0.0)
     return Decision(situation.status, Delete())
-
-
-def was_taken_back(status: FineTuneJobStatus, observed: Observed) -> bool:
-    """Whether a queue has suspended a Job that it had admitted.
-
-    What ran ran, also where no status tells of it: two incarnations must never have one number.
-    """
-    if observed.workload is None or not is_suspended(observed.workload):
-        return False
-    admitted = any(item.type is ConditionType.ADMITTED and item.status == "True" for item in status.conditions)
-    return admitted or bool(current_pods(observed))
 
 
 def _clear(situation: Situation) -> Decision | None:

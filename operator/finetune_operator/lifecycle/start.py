@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_operator.cluster.port import Object
 from finetune_operator.lifecycle.decision import Create, Decision, Delete, ForgetStart, Number, Resume, Situation
 from finetune_operator.lifecycle.text import count
 from finetune_operator.observed import Observed, has_completed_index, has_start_time, live_pods
@@ -20,11 +21,16 @@ def start_next(situation: Situation, nodes: int | None = None) -> Decision:
     if has_completed_index(workload):
         # An index that has succeeded is never run again, and without it the gang would not come together.
         return Decision(situation.status, Delete())
+    if situation.is_queued:
+        return number(situation, workload, attempt)
     if has_start_time(workload):
         return Decision(situation.status, ForgetStart())
-    if situation.is_queued:
-        return Decision(situation.status, Number(attempt))
     return Decision(situation.status, Resume(attempt, nodes or situation.job.spec.resources.nodes))
+
+
+def number(situation: Situation, workload: Object, attempt: int) -> Decision:
+    """Number the pods of a Job that is at rest, for a queue that resumes it."""
+    return Decision(situation.status, ForgetStart() if has_start_time(workload) else Number(attempt))
 
 
 def still_there(observed: Observed) -> str:
