@@ -7,7 +7,8 @@ the users, who create the jobs, and Job controller and kubelet, who make pods an
   ConfigMap, Service, NetworkPolicy, Job, status) with the same client and concurrency, from finished manifests;
 - from a pod's change to the status that tells of it: when pods begin to run at a steady rate, and when the rest do at
   once, as fast as the server takes it;
-- API requests per job until success, the operator's memory, and its CPU time while all jobs run and report the same;
+- API requests per job until success, the operator's memory, and its CPU time until the first statuses and while all
+  jobs run and report the same;
 - from SIGKILL of the leader to the next status that its successor writes.
 
 With `running` it ends when all jobs run, with the operator's memory: the rest takes as long again.
@@ -103,12 +104,12 @@ async def scale(cluster: KubernetesCluster, count: int, whole: bool) -> None:
             # Half of it before and half after: the server gets warmer, and fuller.
             looped = names[:LOOP_MOST]
             loop = await plain_loop(cluster, looped[::2], status)
-            before = operator.requests()
+            before, busy = operator.requests(), operator.cpu_seconds()
             begin = time.monotonic()
             await each(names, lambda name: cluster.create(job(where, name)))
             created = time.monotonic() - begin
             await until(lambda: operator.phase("Starting") == count + 1, pause=0.05)
-            started = time.monotonic() - begin
+            started, busy = time.monotonic() - begin, operator.cpu_seconds() - busy
             loop += await plain_loop(cluster, looped[1::2], status)
             report(
                 "scale: start",
@@ -119,6 +120,7 @@ async def scale(cluster: KubernetesCluster, count: int, whole: bool) -> None:
                 seconds_of_plain_loop=loop,
                 ratio=started / count / (loop / len(looped)),
                 limit_ratio=1.3,
+                operator_cpu_ms_per_job=1000 * busy / count,
             )
             figures = await live(operator, Pods(cluster, where), where, names, whole=whole)
             reads, writes = (now - then for now, then in zip(operator.requests(), before, strict=True))

@@ -110,11 +110,12 @@ class Engine:
             everything: look at those that have ended as well.
         """
         found, keys = set(), []
+        self._metrics.jobs.relist()
         async for raw in self._survey(FINE_TUNE_JOB):
             key = Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
             found.add(key)
             if self._gate.is_set():
-                self._metrics.jobs.see(raw)
+                self._metrics.jobs.listed(raw)
             if everything or _has_a_future(raw):
                 keys.append(key)
         self._metrics.jobs.keep(found)

@@ -112,11 +112,25 @@ class Jobs(Collector):
         self._phases: dict[Key, str] = {}
         self._running: dict[Key, tuple[int, float]] = {}
         self._hours: dict[str, float] = {}
+        self._told: set[Key] = set()
 
     def see(self, raw: Object) -> None:
         """A job as it is now."""
-        metadata, now = raw["metadata"], self._clock()
-        key, phase = Key(metadata["namespace"], metadata["name"]), str((raw.get("status") or {}).get("phase") or "")
+        self._told.add(_key(raw))
+        self._note(raw)
+
+    def relist(self) -> None:
+        """A LIST begins. It shows one moment and takes minutes with thousands of jobs: what is told of a job meanwhile
+        is newer."""
+        self._told = set()
+
+    def listed(self, raw: Object) -> None:
+        """A job as the LIST has it."""
+        if _key(raw) not in self._told:
+            self._note(raw)
+
+    def _note(self, raw: Object) -> None:
+        key, phase, now = _key(raw), str((raw.get("status") or {}).get("phase") or ""), self._clock()
         self._count(key, now)
         self._phases[key] = phase
         gpus = _gpus(raw["spec"]) if phase == Phase.RUNNING else 0
@@ -127,14 +141,18 @@ class Jobs(Collector):
 
     def gone(self, key: Key) -> None:
         """It was deleted."""
+        self._told.add(key)
+        self._drop(key)
+
+    def keep(self, keys: Iterable[Key]) -> None:
+        """The LIST has ended: these exist, and what was told of meanwhile, and no others."""
+        for key in self._phases.keys() - set(keys) - self._told:
+            self._drop(key)
+
+    def _drop(self, key: Key) -> None:
         self._count(key, self._clock())
         self._phases.pop(key, None)
         self._running.pop(key, None)
-
-    def keep(self, keys: Iterable[Key]) -> None:
-        """These exist and no others."""
-        for key in self._phases.keys() - set(keys):
-            self.gone(key)
 
     def collect(self) -> Iterator[Metric]:
         now, tally = self._clock(), Tally(self._phases.values())
@@ -175,6 +193,10 @@ class _WatchCollector(Collector):
             lag.add_metric([kind.kind], self._watches.lag(kind))
         yield age
         yield lag
+
+
+def _key(raw: Object) -> Key:
+    return Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
 
 
 def _gpus(spec: Mapping[str, Any]) -> int:

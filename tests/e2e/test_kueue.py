@@ -198,16 +198,20 @@ async def test_a_gang_waits_for_room_and_is_let_in_as_a_whole(operator: Operator
     await left_nothing(team, "first")
 
 
-async def test_a_failed_pod_starts_the_gang_again_in_its_place(operator: Operator, team: str) -> None:
+async def test_a_pod_that_fails_or_is_taken_away_starts_the_gang_again_in_its_place(
+    operator: Operator, team: str
+) -> None:
     name = "restarted"
     apply(gang(team, name))
     names = await running(team, name)
     place, job = workload_of(team, name), get("job", name, team)
     assert place is not None
     play_kubelet(team, names[1], 69, json.dumps({"exitCode": 69, "message": "S3 did not answer"}))
-    await running(team, name, 2)
+    names = await running(team, name, 2)
+    kubectl("-n", team, "delete", "pod", names[0], "--wait=false")
+    await running(team, name, 3)
     now, kept = status_of(team, name), workload_of(team, name)
-    assert (now["restarts"]["infrastructure"], now["restarts"]["total"]) == (1, 1)
+    assert (now["restarts"]["infrastructure"], now["restarts"]["disruption"], now["restarts"]["total"]) == (1, 1, 2)
     assert kept is not None
     assert kept["metadata"]["uid"] == place["metadata"]["uid"]
     assert get("job", name, team)["metadata"]["uid"] == job["metadata"]["uid"]

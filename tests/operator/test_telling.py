@@ -48,6 +48,23 @@ def test_gpu_hours_of_a_deleted_job_stay_and_grow_no_more() -> None:
     assert value(metrics, "finetune_operator_gpu_hours_total", namespace="ml") == 1.0
 
 
+def test_what_is_told_of_a_job_while_a_list_is_read_is_newer_than_the_list() -> None:
+    jobs = (metrics := Metrics()).jobs
+    for name in ("written", "deleted", "missed"):
+        jobs.see(job("ml", name, "Starting"))
+    jobs.relist()
+    jobs.see(job("ml", "written", "Running"))
+    jobs.see(job("ml", "created", "Queued"))
+    jobs.gone(Key("ml", "deleted"))
+    for name in ("written", "deleted", "unknown"):
+        jobs.listed(job("ml", name, "Starting"))
+    jobs.keep(Key("ml", name) for name in ("written", "deleted", "unknown"))
+    phases = {
+        phase: value(metrics, "finetune_operator_jobs", phase=phase) for phase in ("Starting", "Running", "Queued")
+    }
+    assert phases == {"Starting": 1, "Running": 1, "Queued": 1}
+
+
 def test_ever_more_namespaces_do_not_become_ever_more_labels() -> None:
     time = Time()
     metrics = Metrics(time)
