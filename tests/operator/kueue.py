@@ -56,9 +56,11 @@ class Kueue:
             self._let_in(jobs)
 
     async def preempt(self, job: Object, why: str) -> None:
-        """Take a Job's place for somebody else."""
+        """Take a place for somebody else, and with it that of a Job that was let in."""
         self.room -= 1
-        workload = self._workloads[job["metadata"]["uid"]]
+        workload = self._workloads.get(job["metadata"]["uid"])
+        if workload is None or not workload.admitted:
+            return
         workload.evicted = why
         await self._look_at(job)
 
