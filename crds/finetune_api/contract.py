@@ -213,6 +213,7 @@ class Result(Message):
     epochs: float | None = None
     exported_step: int | None = Field(None, description="The step whose weights are delivered; absent: the last.")
     stopped_early: str = Field("", max_length=256, description="Why training ended before its last step, if it did.")
+    loss: float | None = Field(None, description="Training loss that was logged last; absent: nothing was to be done.")
     metrics: dict[str, float] = Field(default_factory=dict, description="Metrics of the tuned model.")
     baseline: dict[str, float] = Field(default_factory=dict, description="The same metrics of the base model.")
     checkpoint: CheckpointRef | None = None

@@ -52,7 +52,7 @@ async def test_a_job_goes_from_creation_to_success_with_the_trainers_result() ->
     assert status["message"] == "The adapter is at s3://out/tune/adapter after 40 steps, eval_loss 1.831"
     assert status["output"] == RESULT["result"]["output"]
     assert (status["metrics"], status["baseline"]) == ({"eval_loss": "1.831"}, {"eval_loss": "2.5"})
-    assert status["progress"]["steps"] == "40/40"
+    assert (status["progress"]["steps"], status["progress"]["loss"]) == ("40/40", "1.707"), "though none was read"
     assert status["completionTime"] == "2026-01-01T12:00:00Z"
     assert await world.conditions() == {
         "Valid": "True", "Scheduled": "True", "Running": "False", "Suspended": "False", "Complete": "True",

@@ -30,6 +30,7 @@ RESULT = {
         "output": {"uri": "s3://out/tune/adapter", "kind": "adapter", "report": "s3://out/tune/report/index.html"},
         "steps": 40,
         "epochs": 1.0,
+        "loss": 1.7065432,
         "metrics": {"eval_loss": 1.8312345},
         "baseline": {"eval_loss": 2.5},
     },

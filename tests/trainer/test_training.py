@@ -68,6 +68,8 @@ def test_the_loss_on_held_out_rows_falls(outcome):
 def test_the_result_says_what_was_done(outcome):
     result = json.loads((outcome.root / "out/result.json").read_text())
     assert (result["uid"], result["steps"], result["checkpoint"]["step"]) == ("uid-1", 6, 6)
+    log = json.loads((outcome.last_checkpoint / "trainer_state.json").read_text())["log_history"]
+    assert result["loss"] == [entry["loss"] for entry in log if "loss" in entry][-1]
     assert result["tokens"] > 500
     assert 0 < result["trainSeconds"] < 100
     assert result["samples"][0].keys() == {"prompt", "reference", "before", "after"}

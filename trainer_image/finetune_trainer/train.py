@@ -287,7 +287,7 @@ def _angles(context: Context, session: Session, delivered: Path) -> list[Angle]:
 def _result(
     context: Context, session: Session, output: OutputRef, trained: Trained, *, before: Measured, after: Measured
 ) -> Result:
-    state, values = session.trainer.state, context.job.spec.hyperparameters
+    state, values, told = session.trainer.state, context.job.spec.hyperparameters, context.reporter.snapshot()
     trainable, total = session.parameters
     return Result(
         job=context.job.metadata.name,
@@ -297,9 +297,10 @@ def _result(
         epochs=state.epoch,
         exported_step=trained.step,
         stopped_early=trained.stopped_early,
+        loss=told.loss,
         metrics=after.metrics,
         baseline=before.metrics,
-        checkpoint=context.reporter.snapshot().checkpoint,
+        checkpoint=told.checkpoint,
         trainable_parameters=trainable,
         total_parameters=total,
         world_size=context.world_size,

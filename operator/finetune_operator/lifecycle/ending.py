@@ -92,7 +92,7 @@ def _final_progress(situation: Situation, result: Result) -> ProgressStatus:
         "percent": 100,
         "steps": f"{result.steps}/{result.steps}",
         "epoch": f"{result.epochs:.2f}" if result.epochs is not None else last.epoch,
-        "loss": number(result.metrics["train_loss"]) if "train_loss" in result.metrics else last.loss,
+        "loss": number(result.loss) if result.loss is not None else last.loss,
         "eta_seconds": None,
         "eta": None,
         "updated_at": situation.time,
