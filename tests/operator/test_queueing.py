@@ -247,6 +247,21 @@ async def test_a_pod_of_an_earlier_attempt_is_gone_only_when_it_has_ended() -> N
     assert await world.phase() == ("Restarting", "WaitingForOldPods")
 
 
+async def test_an_old_pod_that_ends_well_after_the_next_attempt_was_numbered_leaves_no_gang_without_its_index() -> None:
+    world = await running(runtime=ScriptedRuntime(None))
+    pod = (await world.pods())[0]
+    await world.cluster.delete(POD, Key("ml", pod["metadata"]["name"]), pod["metadata"]["uid"])
+    while workload_attempt(await world.workload()) == 1:
+        await world.pass_once()
+        await world.node.jobs.sync()
+    for pod in await world.pods():
+        world.node.runtime.end(pod["metadata"]["name"], 0)
+    world.node.runtime.stop_code = 75
+    await come_back(world)
+    await check_gang(world, 3)
+    assert (await world.status())["restarts"]["disruption"] == 2
+
+
 async def test_a_user_who_suspends_gives_the_place_in_the_queue_back() -> None:
     world = await running()
     await world.set_suspend(True)

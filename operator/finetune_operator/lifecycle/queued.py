@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from finetune_api.contract import Cause
 from finetune_api.status import Incident, Phase
+from finetune_operator.cluster.port import Object
 from finetune_operator.failures import Failure
 from finetune_operator.lifecycle.conditions import was_resumed, was_taken_back
 from finetune_operator.lifecycle.deadlines import past_deadline
@@ -29,11 +30,13 @@ from finetune_operator.lifecycle.start import number, start_next, still_there, s
 from finetune_operator.observed import (
     attempt_of,
     controller_uid,
+    current_pods,
     is_at_rest,
     is_deleting,
     is_suspended,
     live_pods,
     lost_pods,
+    phase,
     rests_for,
     uid,
     workload_attempt,
@@ -50,7 +53,7 @@ def in_queue(situation: Situation) -> Decision | None:
         return None
     undone = workload_attempt(workload) < situation.status.attempt
     if not is_suspended(workload):
-        return Decision(situation.status, Suspend()) if undone else _clear(situation)
+        return Decision(situation.status, Suspend()) if undone else _run_anew(situation, workload) or _clear(situation)
     queue = situation.queue
     if was_taken_back(situation.status, situation.observed):
         if situation.observed.eviction is None and rests_for(workload, situation.now) < REASON_SECONDS:
@@ -89,6 +92,15 @@ def leave_queue(situation: Situation) -> Decision | None:
         # Written before it is done: a crash in between must not make a loss of it.
         return Decision(suspending(situation), requeue_after=0.0)
     return Decision(situation.status, Delete())
+
+
+def _run_anew(situation: Situation, workload: Object) -> Decision | None:
+    """Start a gang again that lacks an index: what has ended well is never run again, and here it was an old pod."""
+    ended_well = sum(phase(pod) == "Succeeded" for pod in current_pods(situation.observed))
+    if ((workload.get("status") or {}).get("succeeded") or 0) <= ended_well:
+        return None
+    text = "A pod of an earlier attempt ended well after this one was numbered, and its index is not run again"
+    return open_incident(situation, Failure(Cause.DISRUPTION, text))
 
 
 def _clear(situation: Situation) -> Decision | None:
