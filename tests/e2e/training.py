@@ -73,7 +73,8 @@ def release(everywhere: bool = False) -> Iterator[Installed]:
             config.install(CHART, RELEASE, values, wait="watcher", timeout=READY_SECONDS)
             with _jobs_deleted(jobs):
                 yield installed
-            refusals = installed.refusals()
+            # Of a release that a test has removed the pods that still end have lost their rights already.
+            refusals = installed.refusals() if items("deployment", "-n", namespace) else []
             assert not refusals, refusals
         finally:
             config.uninstall(RELEASE, ignore_not_found=True)
