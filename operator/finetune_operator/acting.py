@@ -22,6 +22,7 @@ from finetune_operator.cluster.port import (
     Key,
     Object,
 )
+from finetune_operator.cluster.rules import key_of
 from finetune_operator.lifecycle import (
     Action,
     Create,
@@ -50,10 +51,14 @@ from finetune_operator.plan import Manifests, plan
 from finetune_operator.plan.names import selector
 from finetune_operator.settings import Settings
 
-ATTEMPT, NODES, STOPPING = (
-    name.replace("~", "~0").replace("/", "~1") for name in (ANNOTATION_ATTEMPT, ANNOTATION_NODES, ANNOTATION_STOPPING)
+ATTEMPT_PATH, NODES_PATH, STOPPING_PATH = (
+    f"{place}/metadata/annotations/" + name.replace("~", "~0").replace("/", "~1")
+    for place, name in (
+        ("/spec/template", ANNOTATION_ATTEMPT),
+        ("/spec/template", ANNOTATION_NODES),
+        ("", ANNOTATION_STOPPING),
+    )
 )
-ATTEMPT_PATH, NODES_PATH = (f"/spec/template/metadata/annotations/{name}" for name in (ATTEMPT, NODES))
 
 
 class NameTakenError(ClusterError):
@@ -148,7 +153,7 @@ class Actor:
             return await self._cluster.create(manifest)
         except ConflictError:
             kind, metadata = KINDS[manifest["kind"]], manifest["metadata"]
-            found = await self._cluster.read(kind, Key(metadata["namespace"], metadata["name"]))
+            found = await self._cluster.read(kind, key_of(manifest))
         if found is None or found["metadata"].get("deletionTimestamp"):
             raise NameTakenError(f"{kind.kind} {metadata['name']} of an earlier run is still being deleted")
         if controller_uid(found) != job.metadata.uid:
@@ -166,18 +171,18 @@ class Actor:
                 {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
                 {"op": "add", "path": "/status", "value": lost_status(pod, message, self._clock())},
             ]
-            await self._cluster.patch(POD, _key(pod), patch, "status")
-        await self._cluster.delete(POD, _key(pod), metadata["uid"], grace_seconds=0)
+            await self._cluster.patch(POD, key_of(pod), patch, "status")
+        await self._cluster.delete(POD, key_of(pod), metadata["uid"], grace_seconds=0)
 
     async def _remove(self, pod: Object) -> None:
-        await self._cluster.delete(POD, _key(pod), pod["metadata"]["uid"])
+        await self._cluster.delete(POD, key_of(pod), pod["metadata"]["uid"])
 
     async def _delete(self, child: Object) -> None:
-        await self._cluster.delete(JOB, _key(child), child["metadata"]["uid"])
+        await self._cluster.delete(JOB, key_of(child), child["metadata"]["uid"])
 
     async def _patch(self, workload: Object, patch: JsonPatch, subresource: str | None = None) -> Object | None:
         guard = {"op": "test", "path": "/metadata/uid", "value": workload["metadata"]["uid"]}
-        return await self._cluster.patch(JOB, _key(workload), [guard, *patch], subresource)
+        return await self._cluster.patch(JOB, key_of(workload), [guard, *patch], subresource)
 
 
 def _moved(workload: Object, wanted: Object) -> JsonPatch:
@@ -201,17 +206,16 @@ def _stopped(workload: Object) -> JsonPatch:
     if queue_of(workload) is None:
         return _suspended(True)
     annotations = workload["metadata"].get("annotations")
-    mark: Object = {"op": "add", "path": f"/metadata/annotations/{STOPPING}", "value": "true"}
-    if annotations is None:
-        mark = {"op": "add", "path": "/metadata/annotations", "value": {ANNOTATION_STOPPING: "true"}}
-    return [*_suspended(True), mark]
+    mark = {"op": "add", "path": STOPPING_PATH, "value": "true"}
+    whole = {"op": "add", "path": "/metadata/annotations", "value": {ANNOTATION_STOPPING: "true"}}
+    return [*_suspended(True), whole if annotations is None else mark]
 
 
 def _released(workload: Object) -> JsonPatch:
     """From here on Kueue may resume it."""
     if ANNOTATION_STOPPING not in (workload["metadata"].get("annotations") or {}):
         return []
-    return [{"op": "remove", "path": f"/metadata/annotations/{STOPPING}"}]
+    return [{"op": "remove", "path": STOPPING_PATH}]
 
 
 def _sized(workload: Object, nodes: int) -> JsonPatch:
@@ -244,7 +248,3 @@ def _marked(workload: Object, attempt: int) -> JsonPatch:
     others = [item for item in known if item.get("key") != ANNOTATION_ATTEMPT]
     mark = {"key": ANNOTATION_ATTEMPT, "operator": "Equal", "value": str(attempt)}
     return [{"op": "add", "path": "/spec/template/spec/tolerations", "value": [*others, mark]}]
-
-
-def _key(obj: Object) -> Key:
-    return Key(obj["metadata"]["namespace"], obj["metadata"]["name"])

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from finetune_api.status import TERMINAL
 from finetune_operator.cluster.port import FINE_TUNE_JOB, Cluster, ClusterError, Key, Kind, Object
+from finetune_operator.cluster.rules import key_of
 from finetune_operator.lifecycle.silence import SILENT_SECONDS
 from finetune_operator.logs import about
 from finetune_operator.metrics import Metrics
@@ -112,7 +113,7 @@ class Engine:
         found, keys = set(), []
         self._metrics.jobs.relist()
         async for raw in self._survey(FINE_TUNE_JOB):
-            key = Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
+            key = key_of(raw)
             found.add(key)
             if self._gate.is_set():
                 self._metrics.jobs.listed(raw)
@@ -156,7 +157,7 @@ class Engine:
 
     def written(self, raw: Object, status: Object) -> None:
         """The reconciler has written a status."""
-        key = Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
+        key = key_of(raw)
         if key in self._begun:
             self._metrics.status_lag.observe(self._monotonic() - self._begun[key])
         self._metrics.written(raw, status)

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from finetune_api.status import TERMINAL, Phase, Restarts
 from finetune_operator.cluster.port import Key, Object
+from finetune_operator.cluster.rules import key_of
 from finetune_operator.watches import WATCHED, Watches
 
 PASS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -116,7 +117,7 @@ class Jobs(Collector):
 
     def see(self, raw: Object) -> None:
         """A job as it is now."""
-        self._told.add(_key(raw))
+        self._told.add(key_of(raw))
         self._note(raw)
 
     def relist(self) -> None:
@@ -126,11 +127,11 @@ class Jobs(Collector):
 
     def listed(self, raw: Object) -> None:
         """A job as the LIST has it."""
-        if _key(raw) not in self._told:
+        if key_of(raw) not in self._told:
             self._note(raw)
 
     def _note(self, raw: Object) -> None:
-        key, phase, now = _key(raw), str((raw.get("status") or {}).get("phase") or ""), self._clock()
+        key, phase, now = key_of(raw), str((raw.get("status") or {}).get("phase") or ""), self._clock()
         self._count(key, now)
         self._phases[key] = phase
         gpus = _gpus(raw["spec"]) if phase == Phase.RUNNING else 0
@@ -193,10 +194,6 @@ class _WatchCollector(Collector):
             lag.add_metric([kind.kind], self._watches.lag(kind))
         yield age
         yield lag
-
-
-def _key(raw: Object) -> Key:
-    return Key(raw["metadata"]["namespace"], raw["metadata"]["name"])
 
 
 def _gpus(spec: Mapping[str, Any]) -> int:

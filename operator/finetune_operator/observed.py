@@ -360,6 +360,11 @@ def has_completed_index(workload: Object) -> bool:
     return bool((workload.get("status") or {}).get("completedIndexes"))
 
 
+def succeeded(workload: Object) -> int:
+    """How many pods, of whatever attempt, it counts so."""
+    return int((workload.get("status") or {}).get("succeeded") or 0)
+
+
 def has_start_time(workload: Object) -> bool:
     return bool((workload.get("status") or {}).get("startTime"))
 

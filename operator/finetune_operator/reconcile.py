@@ -27,6 +27,7 @@ from finetune_operator.cluster.port import (
     Key,
     Object,
 )
+from finetune_operator.cluster.rules import key_of
 from finetune_operator.lifecycle import (
     Create,
     CreatePreflight,
@@ -146,14 +147,10 @@ class Reconciler:
 
     async def _pass(self, key: Key, raw: Object, job: FineTuneJob, now: datetime) -> float | None:
         of_attempt(job.status.attempt)
-        is_new = _starts_now(raw, job)
-        observed = await self._observe(key, job, now, has_workload=not is_new)
+        observed = await self._first_look(key, raw, job, now)
         await self._refresh(job)
         for _ in range(MAX_STEPS):
             decision = decide(job, observed, now, self._settings)
-            if is_new and not isinstance(decision.action, Create):
-                is_new, observed = False, await self._observe(key, job, now)
-                continue
             if decision.action is None:
                 waits = (decision.requeue_after, pods_overdue_in(observed, now) or None)
                 wait = min((wait for wait in waits if wait is not None), default=None)
@@ -177,12 +174,20 @@ class Reconciler:
                 raise
             if isinstance(decision.action, Expire):
                 return None
-            if is_new and observed.pods:
-                observed = await self._observe(key, job, now)
-            is_new = False
         raise ClusterError(f"{key}: more than {MAX_STEPS} steps in one pass")
 
     # --- observe -----------------------------------------------------------------------------------------------------
+
+    async def _first_look(self, key: Key, raw: Object, job: FineTuneJob, now: datetime) -> Observed:
+        """The children as they are, by one read less where there are none yet as a rule.
+
+        Whether a new job's Job exists `Create` tells: it finds one whose maker died before it said so.
+        """
+        if not raw.get("status") and not _is_held_up(job):
+            observed = await self._observe(key, job, now, has_workload=False)
+            if not observed.pods and isinstance(decide(job, observed, now, self._settings).action, Create):
+                return observed
+        return await self._observe(key, job, now)
 
     async def _observe(self, key: Key, job: FineTuneJob, now: datetime, *, has_workload: bool = True) -> Observed:
         """The children as they are; without has_workload it is not asked whether there is a Job."""
@@ -238,7 +243,7 @@ class Reconciler:
         if status.observed_generation in (0, job.metadata.generation) or status.phase in TERMINAL:
             return
         wanted = plan(job, self._settings, status.attempt).config_map
-        key = Key(wanted["metadata"]["namespace"], wanted["metadata"]["name"])
+        key = key_of(wanted)
         found = await self._cluster.read(CONFIG_MAP, key)
         if found is None or controller_uid(found) != job.metadata.uid or found["data"] == wanted["data"]:
             return
@@ -261,7 +266,7 @@ class Reconciler:
             {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
             {"op": "add", "path": "/status", "value": new},
         ]
-        key = Key(metadata["namespace"], metadata["name"])
+        key = key_of(raw)
         written = await self._cluster.patch(FINE_TUNE_JOB, key, patch, subresource="status")
         if written is None:
             return None
@@ -278,11 +283,9 @@ class Reconciler:
             self._wake(waiter)
 
 
-def _starts_now(raw: Object, job: FineTuneJob) -> bool:
-    """Whether to create its Job is all that is to be done, as far as the job itself tells. As a rule there is none yet,
-    and `Create` finds one whose maker died before it said so: to ask first would be one more read."""
-    held_up = job.spec.suspend or is_due(job.spec, job.status) or pending(job)
-    return not raw.get("status") and not held_up
+def _is_held_up(job: FineTuneJob) -> bool:
+    """Whether something else comes before its Job, as far as the job itself tells."""
+    return bool(job.spec.suspend or is_due(job.spec, job.status) or pending(job))
 
 
 def _concerns_others(old: Object, new: Object) -> bool:

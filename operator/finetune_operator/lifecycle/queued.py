@@ -33,11 +33,12 @@ from finetune_operator.observed import (
     current_pods,
     is_at_rest,
     is_deleting,
+    is_done,
     is_suspended,
     live_pods,
     lost_pods,
-    phase,
     rests_for,
+    succeeded,
     uid,
     workload_attempt,
 )
@@ -51,19 +52,31 @@ def in_queue(situation: Situation) -> Decision | None:
     workload = situation.observed.workload
     if not situation.is_queued or workload is None:
         return None
-    undone = workload_attempt(workload) < situation.status.attempt
-    if not is_suspended(workload):
-        return Decision(situation.status, Suspend()) if undone else _run_anew(situation, workload) or _clear(situation)
+    return _asleep(situation, workload) if is_suspended(workload) else _awake(situation, workload)
+
+
+def _asleep(situation: Situation, workload: Object) -> Decision:
     queue = situation.queue
     if was_taken_back(situation.status, situation.observed):
         if situation.observed.eviction is None and rests_for(workload, situation.now) < REASON_SECONDS:
             return Decision(situation.status, requeue_after=REASON_SECONDS)
         why = situation.observed.eviction or "Kueue gave no reason"
         return open_incident(situation, Failure(Cause.DISRUPTION, f"Queue {queue} took the job back: {why}"))
-    if undone and is_at_rest(workload):
+    if _is_undone(situation, workload) and is_at_rest(workload):
         return number(situation, workload, situation.status.attempt)
     text = f"Waiting in queue {queue}"
     return Decision(situation.to(Phase.QUEUED, "Queued", text))
+
+
+def _awake(situation: Situation, workload: Object) -> Decision | None:
+    if _is_undone(situation, workload):
+        return Decision(situation.status, Suspend())
+    return _run_anew(situation, workload) or _clear(situation, workload)
+
+
+def _is_undone(situation: Situation, workload: Object) -> bool:
+    """Whether Kueue has given the Job an old number back."""
+    return workload_attempt(workload) < situation.status.attempt
 
 
 def restart_in_queue(situation: Situation, incident: Incident) -> Decision | None:
@@ -96,17 +109,14 @@ def leave_queue(situation: Situation) -> Decision | None:
 
 def _run_anew(situation: Situation, workload: Object) -> Decision | None:
     """Start a gang again that lacks an index: what has ended well is never run again, and here it was an old pod."""
-    ended_well = sum(phase(pod) == "Succeeded" for pod in current_pods(situation.observed))
-    if ((workload.get("status") or {}).get("succeeded") or 0) <= ended_well:
+    if succeeded(workload) <= sum(map(is_done, current_pods(situation.observed))):
         return None
     text = "A pod of an earlier attempt ended well after this one was numbered, and its index is not run again"
     return open_incident(situation, Failure(Cause.DISRUPTION, text))
 
 
-def _clear(situation: Situation) -> Decision | None:
+def _clear(situation: Situation, workload: Object) -> Decision | None:
     """Delete pods of earlier attempts that the Job controller has left alive, and wait for them."""
-    workload = situation.observed.workload
-    assert workload is not None
     old = [
         pod
         for pod in live_pods(situation.observed)
