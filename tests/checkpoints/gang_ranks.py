@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from tests.support.torchrun import leave
 from tests.trainer.ranks import PlainTrainer, StopAt, build, digest, pretend_to_have_gpus
 
 from finetune_trainer.errors import TrainerError
@@ -97,7 +98,7 @@ def main() -> None:
     train(folder / "together", kind, CALM, STOP)
     train(folder / "together-rows", kind, SINGLE_ROWS, STOP)
     by_first_rank(lambda: (folder / "result.json").write_text(json.dumps(results)))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

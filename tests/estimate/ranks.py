@@ -27,6 +27,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from finetune_trainer.estimate.sketch import Sketch
 from tests.estimate.jobs import of
+from tests.support.torchrun import leave
 
 RANKS, ROWS, LENGTH = 2, 4, 192
 CASES: dict[str, dict[str, Any]] = {
@@ -141,4 +142,4 @@ if __name__ == "__main__":
     found = {name: counted(case, target / "model") for name, case in CASES.items()}
     if dist.get_rank() == 0:
         (target / "counted.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    leave()

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from finetune_trainer.errors import DivergedError
 from finetune_trainer.tasks.finite import FiniteStepsMixin
+from tests.support.torchrun import leave
 from tests.trainer.ranks import pretend_to_have_gpus, rows, whole
 
 BAD_STEP, CULPRIT = 3, 1
@@ -64,8 +64,7 @@ def main() -> None:
     kept = [torch.equal(old, whole(new)) for old, new in zip(keeping.before, trainer.model.parameters(), strict=True)]
     result = {"told": told, "kept": all(kept), "step": trainer.state.global_step}
     (folder / f"{kind}-{arguments.process_index}.json").write_text(json.dumps(result))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from finetune_trainer.strategies.base import save_model
 from finetune_trainer.structure import Structure
 from tests.estimate.ranks import Recount
 from tests.support.architectures import tiny_gpt2, tiny_llama, tiny_mixtral, tiny_resnet, tiny_vit
+from tests.support.torchrun import leave
 
 RANKS = 2
 MANY = 24
@@ -67,4 +68,4 @@ if __name__ == "__main__":
     found = {name: counted(name, target / name) for name in CASES}
     if dist.get_rank() == 0:
         (target / "found.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    leave()

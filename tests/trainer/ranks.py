@@ -31,6 +31,7 @@ from finetune_trainer.learning import allow_pauses, learn
 from finetune_trainer.progress import Reporter
 from finetune_trainer.storage import Store
 from finetune_trainer.unfreezing import UnfreezingCallback, stages
+from tests.support.torchrun import leave
 
 STEPS, EVERY = 6, 2
 ROWS, LENGTH = 16, 12
@@ -192,9 +193,7 @@ def main() -> None:
     if not dist.is_initialized() or dist.get_rank() == 0:
         torch.save(results, folder / f"{kind}.pt")
         shutil.rmtree(folder / f"{kind}-0", ignore_errors=True)
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

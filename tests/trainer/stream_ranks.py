@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import DataCollatorForTokenClassification, LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from transformers import TrainingArguments as Arguments
 
@@ -25,6 +24,7 @@ from finetune_trainer.inputs import StoredFile
 from finetune_trainer.storage import Store
 from finetune_trainer.tasks.streaming import StreamCallback, StreamingMixin
 from tests.data import tokenizers
+from tests.support.torchrun import leave
 
 STEPS, BATCH = 8, 4
 
@@ -76,11 +76,7 @@ def main(folder: Path, start: int, stop: int) -> None:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][start:]
     if trainer.args.process_index == 0:
         print(json.dumps({"losses": losses, "epoch": trainer.state.epoch}), flush=True)
-    if dist.is_initialized():
-        dist.barrier()
-        # As trainers end. With torch 2.13 the group's end may wait for ever: for gloo's thread, which drops the barrier
-        # and waits for the interpreter's lock, which whoever frees the Trainer holds.
-        os._exit(0)
+    leave()
 
 
 if __name__ == "__main__":
